@@ -1,0 +1,190 @@
+"""The bundle's manifest: every tensor, dimension, file hash, token id, limit and scenario.
+
+Written by the exporter, read by verifier, engines and server. Must not know torch, ONNX or gRPC.
+"""
+
+from typing import Literal
+
+from qanchor.config import Config, ProfileSchema
+from qanchor.data.prefix import PrefixTokens
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+SCENARIOS_FILE = "scenarios.json"
+PARITY_FILE = "parity.json"
+EVENT_TOKENIZER_FILE = "event_tokenizer.json"
+TOKENIZER_FILE = "tokenizer.json"
+WEIGHTS_FILE = "weights.bin"
+EVENT_ENCODER = "event_encoder"
+PREFIX = "prefix"
+SUFFIX = "suffix"
+
+DType = Literal["int64", "float32", "float16"]
+
+
+class TensorSpec(Config, kw_only=True):
+    """One graph input or output; a string dimension is dynamic and names the ONNX dimension."""
+
+    name: str
+    dtype: DType
+    dims: tuple[int | str, ...]
+
+
+class GraphSpec(Config, kw_only=True):
+    """One ONNX graph of the bundle."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class FileSpec(Config, kw_only=True):
+    """Integrity of one bundle file."""
+
+    sha256: str
+    num_bytes: int
+
+
+class ModelDims(Config, kw_only=True):
+    """Sizes of the exported network."""
+
+    num_layers: int
+    hidden_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_dim: int
+    event_dim: int
+    """Width of the event encoder's vectors."""
+    embedding_dim: int
+    """Width of the L2-normalised answer."""
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of float32 keys and values of one prefix position over all layers."""
+        return self.num_layers * 2 * self.num_kv_heads * self.head_dim * 4
+
+
+class Limits(Config, kw_only=True):
+    """What the server accepts; beyond them a request is rejected, never cut silently."""
+
+    max_prefix_len: int
+    """Prefix positions; follows from the schema."""
+    max_query_len: int
+    """Tokens of one suffix: query text, soft prompt and <USER_EMB>."""
+
+
+class Manifest(Config, kw_only=True):
+    """All a reader needs to run the bundle's graphs."""
+
+    format_version: int
+    export_id: str
+    """Stamped into every graph's metadata; graphs of different exports refuse to load together."""
+    model_id: str
+    """Digest over graphs, weights, tokenizers, schema and tokens: equal ids, equal embeddings."""
+    recipe: str
+    dims: ModelDims
+    profile_schema: ProfileSchema
+    tokens: PrefixTokens
+    event_pad: int
+    """Padding id of the event tokenizer."""
+    limits: Limits
+    graphs: dict[str, GraphSpec]
+    files: dict[str, FileSpec]
+
+
+class ParityCase(Config, kw_only=True):
+    """One user with queries and the embeddings torch gave for them at export."""
+
+    texts: tuple[tuple[str, ...], ...]
+    """Rendered event texts per modality, in schema order."""
+    queries: tuple[str, ...]
+    embeddings: tuple[tuple[float, ...], ...]
+
+
+def past_names(num_layers: int) -> list[str]:
+    """Names of the explicit past inputs, key then value per layer.
+
+    Each is [batch, num_kv_heads, prefix_capacity, head_dim]; keys are stored after RoPE.
+    """
+    return [
+        f"past_key_values.{layer}.{part}"
+        for layer in range(num_layers)
+        for part in ("key", "value")
+    ]
+
+
+def present_names(num_layers: int) -> list[str]:
+    """Names of the prefix graph's outputs, key then value per layer: [1, num_kv_heads, chunk_len, head_dim]."""
+    return [f"present.{layer}.{part}" for layer in range(num_layers) for part in ("key", "value")]
+
+
+def event_encoder_spec(dims: ModelDims) -> GraphSpec:
+    """`event_encoder.onnx`: event text tokens to pre-adapter event vectors (mask = id is not pad)."""
+    return GraphSpec(
+        file="event_encoder.onnx",
+        inputs=(TensorSpec(name="event_token_ids", dtype="int64", dims=("num_texts", "text_len")),),
+        outputs=(
+            TensorSpec(name="event_vectors", dtype="float32", dims=("num_texts", dims.event_dim)),
+        ),
+    )
+
+
+def _past_specs(dims: ModelDims, batch: int | str) -> tuple[TensorSpec, ...]:
+    shape = (batch, dims.num_kv_heads, "prefix_capacity", dims.head_dim)
+    return tuple(
+        TensorSpec(name=n, dtype="float32", dims=shape) for n in past_names(dims.num_layers)
+    )
+
+
+def prefix_spec(dims: ModelDims) -> GraphSpec:
+    """`prefix.onnx`: one chunk of one user's prefix, after `past_len` tokens already encoded."""
+    chunk = (1, dims.num_kv_heads, "chunk_len", dims.head_dim)
+    return GraphSpec(
+        file="prefix.onnx",
+        inputs=(
+            TensorSpec(name="token_ids", dtype="int64", dims=("chunk_len",)),
+            TensorSpec(name="adapter", dtype="int64", dims=("chunk_len",)),
+            TensorSpec(name="slot_vectors", dtype="float32", dims=("chunk_len", dims.event_dim)),
+            TensorSpec(name="past_len", dtype="int64", dims=(1,)),
+            *_past_specs(dims, 1),
+        ),
+        outputs=tuple(
+            TensorSpec(name=n, dtype="float32", dims=chunk) for n in present_names(dims.num_layers)
+        ),
+    )
+
+
+def suffix_spec(dims: ModelDims) -> GraphSpec:
+    """`suffix.onnx`: packed suffixes of one or several users over their cached prefixes.
+
+    All suffix tokens of the step stand in one row of length packed_len. `segment_ids` numbers the
+    queries (unique over the step); a token attends to its user's prefix and to earlier tokens of
+    its own segment. `row_index` [batch, row_len] lists each user's packed positions, -1 = padding;
+    `flat_index` is its inverse: packed position -> user * row_len + column. `positions` are
+    absolute (prefix length + offset in the query). `prompt_index` 0 takes the token's embedding,
+    k > 0 takes row k - 1 of `prompt_rows`. `emb_index` is the packed place of each <USER_EMB>.
+    """
+    packed = ("packed_len",)
+    return GraphSpec(
+        file="suffix.onnx",
+        inputs=(
+            TensorSpec(name="token_ids", dtype="int64", dims=packed),
+            TensorSpec(name="positions", dtype="int64", dims=packed),
+            TensorSpec(name="segment_ids", dtype="int64", dims=packed),
+            TensorSpec(name="prompt_index", dtype="int64", dims=packed),
+            TensorSpec(
+                name="prompt_rows", dtype="float32", dims=("num_prompt_rows", dims.hidden_dim)
+            ),
+            TensorSpec(name="row_index", dtype="int64", dims=("batch", "row_len")),
+            TensorSpec(name="flat_index", dtype="int64", dims=packed),
+            TensorSpec(name="emb_index", dtype="int64", dims=("num_queries",)),
+            TensorSpec(name="prefix_len", dtype="int64", dims=("batch",)),
+            *_past_specs(dims, "batch"),
+        ),
+        outputs=(
+            TensorSpec(
+                name="embeddings", dtype="float32", dims=("num_queries", dims.embedding_dim)
+            ),
+        ),
+    )

@@ -1,0 +1,152 @@
+"""A checkpoint directory: resolved recipe, schema, tokenizers, scenarios, weights.
+
+Whatever is needed to go on training, to evaluate, or to export; nothing refers outside of it.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors.torch import load_model, save_model
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModel, Qwen2ForCausalLM
+
+from qanchor import config
+from qanchor.config import Config, ProfileSchema, Scenario
+from qanchor.data.prefix import PrefixTokens
+from qanchor.decoder import add_lora, build_language_model
+from qanchor.encoder.event_encoder import EventEncoder, build_event_encoder
+from qanchor.encoder.hierarchical import HierarchicalEncoder
+from qanchor.errors import ConfigError
+from qanchor.towers import Head, QAnchorModel
+from qanchor.train.recipes import Recipe
+
+META_FILE = "checkpoint.json"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+EVENT_TOKENIZER_FILE = "event_tokenizer.json"
+TRAINER_FILE = "trainer.pt"
+DECODER_DIR = "decoder"
+ENCODER_DIR = "event_encoder"
+
+
+class CheckpointMeta(Config, kw_only=True):
+    """What is said of a checkpoint in its JSON file."""
+
+    recipe: Recipe
+    profile_schema: ProfileSchema
+    tokens: PrefixTokens
+    event_pad: int
+    scenarios: tuple[Scenario, ...]
+    step: int
+    """Optimizer steps taken; 0 is the untrained model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model with everything it was trained with."""
+
+    model: QAnchorModel
+    meta: CheckpointMeta
+    tokenizer: Tokenizer
+    event_tokenizer: Tokenizer
+
+    def encode_query(self, query: str) -> tuple[int, ...]:
+        """Suffix token ids of a query, without <USER_EMB>, cut to the recipe's limit."""
+        text = self.meta.profile_schema.query_template.format(query=query)
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return tuple(ids[: self.meta.recipe.train.max_query_len])
+
+    def encode_answer(self, answer: str) -> tuple[int, ...]:
+        """Token ids of an answer, without eos, cut to the recipe's limit."""
+        ids = self.tokenizer.encode(answer, add_special_tokens=False).ids
+        return tuple(ids[: self.meta.recipe.train.max_answer_len])
+
+
+def build_model(
+    meta: CheckpointMeta, tokenizer: Tokenizer, event_tokenizer: Tokenizer
+) -> QAnchorModel:
+    """A model with fresh (or, for paths in the recipe, pre-trained) weights; seeds torch."""
+    recipe = meta.recipe
+    torch.manual_seed(recipe.train.seed)
+    event_encoder = build_event_encoder(
+        recipe.event_encoder, event_tokenizer.get_vocab_size(), meta.event_pad
+    )
+    language_model = build_language_model(recipe.decoder, tokenizer.get_vocab_size())
+    return _assemble(meta, event_encoder, language_model)
+
+
+def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
+    """Write a checkpoint; the directory appears whole or not at all."""
+    staging = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    model = checkpoint.model
+    model.language_model.config.save_pretrained(staging / DECODER_DIR)
+    model.event_encoder.model.config.save_pretrained(staging / ENCODER_DIR)
+    save_model(model, str(staging / WEIGHTS_FILE))
+    checkpoint.tokenizer.save(str(staging / TOKENIZER_FILE))
+    checkpoint.event_tokenizer.save(str(staging / EVENT_TOKENIZER_FILE))
+    config.save(checkpoint.meta, staging / META_FILE)
+    if directory.exists():
+        shutil.rmtree(directory)
+    staging.rename(directory)
+
+
+def load_checkpoint(directory: Path) -> Checkpoint:
+    """Read a checkpoint; the model comes back in eval mode on the CPU.
+
+    Raises ConfigError when the directory is no checkpoint.
+    """
+    if not (directory / META_FILE).is_file():
+        raise ConfigError(
+            "checkpoint",
+            str(directory),
+            f"no {META_FILE} there",
+            "give a directory `qanchor pretrain` wrote",
+        )
+    meta = config.load(CheckpointMeta, directory / META_FILE)
+    decoder_config = AutoConfig.from_pretrained(directory / DECODER_DIR, local_files_only=True)
+    encoder_config = AutoConfig.from_pretrained(directory / ENCODER_DIR, local_files_only=True)
+    event_encoder = EventEncoder(
+        AutoModel.from_config(encoder_config, add_pooling_layer=False), meta.event_pad
+    )
+    model = _assemble(meta, event_encoder, Qwen2ForCausalLM(decoder_config))
+    load_model(model, str(directory / WEIGHTS_FILE))
+    return Checkpoint(
+        model=model.eval(),
+        meta=meta,
+        tokenizer=Tokenizer.from_file(str(directory / TOKENIZER_FILE)),
+        event_tokenizer=Tokenizer.from_file(str(directory / EVENT_TOKENIZER_FILE)),
+    )
+
+
+def at_step(checkpoint: Checkpoint, step: int) -> Checkpoint:
+    """The same checkpoint, said to stand at `step`."""
+    meta = msgspec.structs.replace(checkpoint.meta, step=step)
+    return Checkpoint(checkpoint.model, meta, checkpoint.tokenizer, checkpoint.event_tokenizer)
+
+
+def _assemble(
+    meta: CheckpointMeta, event_encoder: EventEncoder, language_model: torch.nn.Module
+) -> QAnchorModel:
+    recipe, tokens = meta.recipe, meta.tokens
+    hidden_dim = int(language_model.config.hidden_size)
+    if recipe.lora is not None:
+        new_tokens = [tokens.user_emb, *tokens.modality_start, *tokens.modality_end]
+        language_model = add_lora(
+            language_model, recipe.lora, recipe.lora.decoder_targets, new_tokens
+        )
+        event_encoder.model = add_lora(
+            event_encoder.model, recipe.lora, recipe.lora.encoder_targets, []
+        )
+    return QAnchorModel(
+        event_encoder=event_encoder,
+        encoder=HierarchicalEncoder(
+            len(meta.profile_schema.modalities), event_encoder.event_dim, hidden_dim
+        ),
+        language_model=language_model,
+        head=Head(hidden_dim, recipe.head.inner_dim, recipe.head.embedding_dim),
+    )

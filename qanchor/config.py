@@ -1,0 +1,174 @@
+"""Configuration types shared by training, export and serving, and how they are read. Torch-free.
+
+Every type is a frozen struct: an unknown key or a wrong type is a `ConfigError` that names the
+nearest valid key. `save` writes the resolved form beside every checkpoint, bundle and result.
+"""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from qanchor.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of all configuration structs; each one says `kw_only=True` itself (not inherited)."""
+
+
+class ModalitySpec(Config, kw_only=True):
+    """One modality: what is kept of a user and how it is put into words. A row, never a class."""
+
+    name: str
+    """Lower-case identifier; also names the special tokens <|name_start|> and <|name_end|>."""
+    kind: Literal["events", "attributes"] = "events"
+    """`events`: time-stamped behaviour. `attributes`: one text per tabular attribute of the user."""
+    max_events: int
+    """Newest events (or first attributes) kept per user; one prefix position each."""
+    max_event_tokens: int
+    """Tokens kept per event text, the encoder's own special tokens included."""
+    group_by: Literal["none", "day"] = "none"
+    """`day` joins a day's events of this modality into one text, one item per event type."""
+    template: str = "{days_ago} days ago: {text}"
+    """Event text. Fields: days_ago, text, event_type, value; grouped: days_ago, items, num_events."""
+    item_template: str = "{event_type} {num_events}x {total_value}"
+    """One event type within a grouped day. Fields: event_type, num_events, total_value."""
+
+
+class ProfileSchema(Config, kw_only=True):
+    """What a user profile of one data set looks like and how it becomes a prefix."""
+
+    modalities: tuple[ModalitySpec, ...]
+    """In prefix order."""
+    window_days: int = 90
+    """Events older than this at the as-of time are outside the rolling window."""
+    header: str = "The recent behaviour of one user:"
+    """Instruction text that opens every prefix."""
+    query_template: str = "Query: {query}"
+    """Suffix text before the soft prompt and <USER_EMB>."""
+
+    def __post_init__(self) -> None:
+        names = [spec.name for spec in self.modalities]
+        for name in names:
+            if not re.fullmatch(r"[a-z][a-z0-9_]{0,31}", name):
+                raise ConfigError(
+                    "modalities.name", name, "must match [a-z][a-z0-9_]{0,31}", "rename it"
+                )
+        if len(set(names)) != len(names):
+            raise ConfigError("modalities", names, "names must be unique", "rename one")
+        if "{query}" not in self.query_template:
+            raise ConfigError(
+                "query_template", self.query_template, "must contain {query}", "add it"
+            )
+
+    def modality_index(self, name: str) -> int:
+        """Position of a modality in prefix order. Raises ConfigError for an unknown name."""
+        names = [spec.name for spec in self.modalities]
+        if name not in names:
+            raise ConfigError(
+                "modality", name, f"must be one of {', '.join(names)}", nearest(name, names)
+            )
+        return names.index(name)
+
+
+class Scenario(Config, kw_only=True):
+    """A named, versioned query."""
+
+    name: str
+    """Stable identifier used on the wire."""
+    question: str
+    """The query text."""
+    version: int = 1
+    """Rises with every change of question, soft prompt or prototypes."""
+    domain: str = ""
+    """Free grouping label, for people."""
+    definition: str = ""
+    """How its label is computed, for people."""
+    soft_prompt: tuple[tuple[float, ...], ...] = ()
+    """Learnt suffix rows [num_prompt_rows, hidden_dim], between the query and <USER_EMB>."""
+
+
+def nearest(name: str, valid: list[str]) -> str:
+    """Remedy text that names the valid spelling closest to `name`."""
+    close = difflib.get_close_matches(name, valid, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(sorted(valid))}"
+
+
+def from_mapping(kind: type[T], data: Any, where: str = "config") -> T:
+    """Build a config struct from plain data. Raises ConfigError naming path, rule and remedy."""
+    try:
+        return msgspec.convert(data, kind, strict=False)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        unknown = re.search(r"unknown field `([^`]+)`", message)
+        remedy = "see the field's docstring"
+        if unknown:
+            remedy = nearest(unknown.group(1), _all_field_names(kind))
+        raise ConfigError(where, data, message, remedy) from None
+
+
+def load(kind: type[T], path: Path) -> T:
+    """Read a JSON or TOML file (by suffix) into `kind`. Raises ConfigError."""
+    raw = path.read_bytes()
+    try:
+        data = msgspec.toml.decode(raw) if path.suffix == ".toml" else msgspec.json.decode(raw)
+    except msgspec.DecodeError as error:
+        raise ConfigError(
+            str(path), raw[:40], f"not readable: {error}", "repair the file"
+        ) from None
+    return from_mapping(kind, data, str(path))
+
+
+def to_json(value: Any) -> bytes:
+    """Indented JSON of a struct or plain data, keys in declaration order."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+
+def save(value: Any, path: Path) -> None:
+    """Write `to_json(value)` to `path`."""
+    path.write_bytes(to_json(value))
+
+
+def override(config: T, assignments: list[str]) -> T:
+    """Apply `a.b=value` assignments (values in JSON, bare words are strings) to a config.
+
+    Raises ConfigError for a path that does not exist or a value of the wrong type.
+    """
+    data = msgspec.to_builtins(config)
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError("--set", assignment, "must be path=value", "e.g. train.steps=100")
+        *parents, leaf = path.split(".")
+        node = data
+        for parent in parents:
+            if not isinstance(node.get(parent), dict):
+                raise ConfigError("--set", path, "no such section", nearest(parent, list(node)))
+            node = node[parent]
+        if leaf not in node:
+            raise ConfigError("--set", path, "no such option", nearest(leaf, list(node)))
+        try:
+            node[leaf] = msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            node[leaf] = text
+    return from_mapping(type(config), data, "--set")
+
+
+def _all_field_names(kind: Any) -> list[str]:
+    names: set[str] = set()
+    pending, seen = [kind], set()
+    while pending:
+        current = pending.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        pending.extend(getattr(current, "__args__", ()))
+        if isinstance(current, type) and issubclass(current, msgspec.Struct):
+            for field in msgspec.structs.fields(current):
+                names.add(field.encode_name)
+                pending.append(field.type)
+    return sorted(names)

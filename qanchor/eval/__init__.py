@@ -1,0 +1,1 @@
+"""Frozen embeddings judged by linear probes, beside baselines."""

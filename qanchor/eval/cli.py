@@ -1,0 +1,55 @@
+"""`qanchor eval`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register `qanchor eval`."""
+    parser = subparsers.add_parser(
+        "eval",
+        help="judge a checkpoint's embeddings by linear probes",
+        description=(
+            "Embed every user of a data set for each of its scenarios, fit a linear probe on the "
+            "train users, choose its strength on valid, report AUC and KS on test. The untrained "
+            "model of the same run and hand-made features stand beside it."
+        ),
+    )
+    parser.add_argument("checkpoint", type=Path, help="e.g. runs/oulad/checkpoint")
+    parser.add_argument("dataset", type=Path, help="data set directory with labels and scenarios")
+    parser.add_argument("--untrained", type=Path, help="default: the run's own untrained/")
+    parser.add_argument(
+        "--no-handmade", action="store_true", help="leave the hand-made-feature baselines out"
+    )
+    parser.add_argument(
+        "--max-users", type=int, default=0, help="users per split; quicker and noisier (0 = all)"
+    )
+    parser.add_argument("--out", type=Path, help="write the result as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, print the table and the averages."""
+    import msgspec
+
+    from qanchor import config
+    from qanchor.checkpoint import load_checkpoint
+    from qanchor.data.dataset import open_dataset
+    from qanchor.eval.evaluate import evaluate, markdown_table, untrained_beside
+
+    checkpoints = {"Q-Anchor": load_checkpoint(args.checkpoint)}
+    untrained = args.untrained or untrained_beside(args.checkpoint)
+    if untrained is None:
+        print("no untrained/ beside the checkpoint: left out", file=sys.stderr)
+    else:
+        checkpoints["untrained model"] = load_checkpoint(untrained)
+    dataset = open_dataset(args.dataset)
+    result = evaluate(checkpoints, dataset, not args.no_handmade, args.max_users)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        config.save(result, args.out)
+    print(markdown_table(result))
+    averages = {m.method: {"auc": m.average_auc, "ks": m.average_ks} for m in result.methods}
+    print(msgspec.json.encode(averages).decode())
+    return 0

@@ -1,0 +1,42 @@
+"""Embeddings of many users for many queries, straight from a checkpoint (torch).
+
+Legend: U users, Q queries, Z embedding_dim.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm import tqdm
+
+from qanchor.checkpoint import Checkpoint
+from qanchor.train.batches import Segment, anchor_batch
+from qanchor.train.corpus import RenderedCorpus
+from qanchor.train.setup import tokenized
+
+USERS_PER_BATCH = 32
+
+
+@torch.inference_mode()
+def embed_users(
+    checkpoint: Checkpoint, rendered: RenderedCorpus, queries: Sequence[str]
+) -> npt.NDArray[np.float32]:
+    """Anchor embeddings [U, Q, Z] of every rendered user for every query."""
+    corpus = tokenized(checkpoint, rendered)
+    segments = [Segment(checkpoint.encode_query(query)) for query in queries]
+    num_users = len(rendered.user_ids)
+    order = np.argsort([corpus.prefix_len(user) for user in range(num_users)], kind="stable")
+    embedding_dim = checkpoint.meta.recipe.head.embedding_dim
+    embeddings_UQZ = np.empty((num_users, len(queries), embedding_dim), dtype=np.float32)
+    device = checkpoint.model.head.up.weight.device
+    checkpoint.model.eval()
+    bar = tqdm(total=num_users, desc=f"embedding at step {checkpoint.meta.step}", unit="user")
+    for start in range(0, num_users, USERS_PER_BATCH):
+        users = order[start : start + USERS_PER_BATCH].tolist()
+        batch = anchor_batch(corpus, users, [segments] * len(users)).to(device)
+        anchor_QZ, _ = checkpoint.model.anchor(batch)
+        embeddings_UQZ[users] = anchor_QZ.reshape(len(users), len(queries), -1).cpu().numpy()
+        bar.update(len(users))
+    bar.close()
+    return embeddings_UQZ

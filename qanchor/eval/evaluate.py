@@ -1,0 +1,165 @@
+"""`qanchor eval`: probes of query-conditioned embeddings and baselines, per scenario and average."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from qanchor.checkpoint import Checkpoint
+from qanchor.config import Config
+from qanchor.data.dataset import Dataset
+from qanchor.errors import DataError
+from qanchor.eval.embed import embed_users
+from qanchor.eval.handmade import features, learn_space
+from qanchor.eval.probe import Features, ProbeResult, SplitData, boosting_probe, linear_probe
+from qanchor.train.setup import render_users
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "valid", "test")
+Probe = Callable[[Mapping[str, SplitData]], ProbeResult]
+
+
+class ScenarioScore(Config, kw_only=True):
+    """Probe quality of one scenario on the test users that have a label."""
+
+    scenario: str
+    auc: float
+    ks: float
+    num_test: int
+    base_rate: float
+
+
+class MethodScore(Config, kw_only=True):
+    """One method over all scenarios."""
+
+    method: str
+    average_auc: float
+    average_ks: float
+    scenarios: tuple[ScenarioScore, ...]
+
+
+class Evaluation(Config, kw_only=True):
+    """All methods on one data set; the JSON behind every table."""
+
+    dataset: str
+    num_users: int
+    recipe: str
+    step: int
+    methods: tuple[MethodScore, ...]
+
+
+def evaluate(
+    checkpoints: Mapping[str, Checkpoint], dataset: Dataset, with_handmade: bool, max_users: int
+) -> Evaluation:
+    """Probe every checkpoint (by display name) and, if asked, hand-made features.
+
+    `max_users` keeps the first users of each split; 0 keeps all. Raises DataError when the data
+    set has no scenarios or labels.
+    """
+    if not dataset.scenarios:
+        raise DataError(
+            "scenarios.json", str(dataset.path), "the data set has no scenarios", "add them"
+        )
+    users = [user for split in SPLITS for user in _first(dataset.user_ids(split), max_users)]
+    rendered = render_users(dataset, users)
+    questions = [scenario.question for scenario in dataset.scenarios]
+    methods = []
+    for name, checkpoint in checkpoints.items():
+        embeddings_UQZ = embed_users(checkpoint, rendered, questions)
+        by_scenario = [embeddings_UQZ[:, index] for index in range(len(questions))]
+        methods.append(_score(name, dataset, users, by_scenario, linear_probe))
+    if with_handmade:
+        matrix = handmade_matrix(dataset, users)
+        same = [matrix] * len(questions)
+        methods.append(_score("hand-made, logistic regression", dataset, users, same, linear_probe))
+        methods.append(_score("hand-made, gradient boosting", dataset, users, same, boosting_probe))
+    main = next(iter(checkpoints.values()))
+    return Evaluation(
+        dataset=dataset.name,
+        num_users=len(users),
+        recipe=main.meta.recipe.name,
+        step=main.meta.step,
+        methods=tuple(methods),
+    )
+
+
+def handmade_matrix(dataset: Dataset, users: list[str]) -> Features:
+    """Hand-made features [U, F]; columns are learnt from the train users among `users`."""
+    profiles = list(dataset.profiles(user_ids=users))
+    space = learn_space([p for p in profiles if dataset.split_of[p.user_id] == "train"])
+    return np.stack([features(profile, space) for profile in profiles])
+
+
+def markdown_table(evaluation: Evaluation) -> str:
+    """Methods as columns, scenarios as rows, `AUC / KS` in the cells."""
+    header = ["scenario", "base rate", *(method.method for method in evaluation.methods)]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for row in zip(*(method.scenarios for method in evaluation.methods), strict=True):
+        cells = [f"{score.auc:.4f} / {score.ks:.4f}" for score in row]
+        lines.append(f"| {row[0].scenario} | {row[0].base_rate:.3f} | {' | '.join(cells)} |")
+    averages = [f"**{m.average_auc:.4f} / {m.average_ks:.4f}**" for m in evaluation.methods]
+    lines.append(f"| **average** | | {' | '.join(averages)} |")
+    return "\n".join(lines)
+
+
+def _score(
+    name: str, dataset: Dataset, users: list[str], by_scenario: list[Features], probe: Probe
+) -> MethodScore:
+    row_of = {user: row for row, user in enumerate(users)}
+    scores = []
+    for scenario, matrix in zip(dataset.scenarios, by_scenario, strict=True):
+        splits = _splits(dataset, scenario.name, row_of, matrix)
+        result = probe(splits)
+        test = splits["test"].labels
+        scores.append(
+            ScenarioScore(
+                scenario=scenario.name,
+                auc=result.auc,
+                ks=result.ks,
+                num_test=len(test),
+                base_rate=float(test.mean()),
+            )
+        )
+        log.info("%s, %s: AUC %.4f, KS %.4f", name, scenario.name, result.auc, result.ks)
+    return MethodScore(
+        method=name,
+        average_auc=float(np.mean([score.auc for score in scores])),
+        average_ks=float(np.mean([score.ks for score in scores])),
+        scenarios=tuple(scores),
+    )
+
+
+def _splits(
+    dataset: Dataset, scenario: str, row_of: Mapping[str, int], matrix: Features
+) -> dict[str, SplitData]:
+    labelled, labels = dataset.labels(scenario)
+    splits = {}
+    for split in SPLITS:
+        picks = [
+            index
+            for index, user in enumerate(labelled)
+            if user in row_of and dataset.split_of[user] == split
+        ]
+        chosen = np.asarray(labels, dtype=np.int64)[picks]
+        if len(np.unique(chosen)) < 2:
+            raise DataError(
+                "labels.parquet",
+                scenario,
+                f"split {split} needs users of both classes, has {len(picks)} users",
+                "evaluate more users",
+            )
+        rows = [row_of[labelled[index]] for index in picks]
+        splits[split] = SplitData(matrix[rows], chosen)
+    return splits
+
+
+def _first(user_ids: list[str], max_users: int) -> list[str]:
+    return user_ids[:max_users] if max_users else user_ids
+
+
+def untrained_beside(checkpoint_dir: Path) -> Path | None:
+    """The run's untrained checkpoint, if `checkpoint_dir` lies in a run directory."""
+    candidate = checkpoint_dir.resolve().parent / "untrained"
+    return candidate if candidate.is_dir() else None

@@ -1,0 +1,76 @@
+"""The joint loss of Q-Anchor Eq. (3)-(6): contrastive with margin mask, plus next token.
+
+Legend: Q pairs on this device, Z embedding_dim, K predicted answer tokens, V vocabulary.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qanchor.config import Config
+
+Term = Literal["anchor_semantic", "anchor_anchor", "semantic_semantic", "semantic_anchor"]
+
+
+class LossConfig(Config, kw_only=True):
+    """Which parts of the joint loss are on."""
+
+    contrastive_weight: float = 1.0
+    """Weight of L_cl; 0 switches it off."""
+    next_token_weight: float = 1.0
+    """Weight of L_ntp; 0 switches it off."""
+    temperature: float = 0.07
+    """tau of Eq. (3)."""
+    margin: float | None = 0.1
+    """c_margin of the false-negative mask, Eq. (5); null switches the mask off."""
+    mask_from_step: int = 0
+    """First training step with the mask. A fresh model maps all users to nearly one direction, so
+    s(u_i,u_j) exceeds s(u_i,v_i) + margin for every j: masked from the start, L_cl would be 0 and
+    stay there. Recipes that start from scratch wait until the directions have spread."""
+    terms: tuple[Term, ...] = ("anchor_semantic", "anchor_anchor", "semantic_semantic")
+    """Negatives in Z_i: s(u_i,v_j), s(u_i,u_j), s(v_i,v_j) of the paper; s(v_i,u_j) as the
+    authors' code adds."""
+    mask: Literal["joint", "per_term"] = "joint"
+    """`joint`: m_ij of Eq. (5) drops j from every term; `per_term` (authors' code): each term
+    drops its own similarities above s(u_i,v_i) + margin."""
+
+
+def contrastive_loss(
+    anchor_QZ: Tensor, semantic_QZ: Tensor, config: LossConfig, *, is_masked: bool = True
+) -> Tensor:
+    """L_cl of Eq. (3)-(5): scalar mean over the Q pairs; row i of both inputs is one pair.
+
+    Inputs are L2-normalised float32 on one device. `is_masked=False` leaves Eq. (5) out, whatever
+    the config's margin.
+    """
+    similarity = {
+        "anchor_semantic": anchor_QZ @ semantic_QZ.T,
+        "anchor_anchor": anchor_QZ @ anchor_QZ.T,
+        "semantic_semantic": semantic_QZ @ semantic_QZ.T,
+    }
+    similarity["semantic_anchor"] = similarity["anchor_semantic"].T
+    positive_Q = similarity["anchor_semantic"].diagonal()
+    keep_QQ = ~torch.eye(len(positive_Q), dtype=torch.bool, device=positive_Q.device)
+    threshold_Q1 = None
+    if is_masked and config.margin is not None:
+        threshold_Q1 = positive_Q.detach()[:, None] + config.margin
+    if threshold_Q1 is not None and config.mask == "joint":
+        keep_QQ = keep_QQ & (similarity["anchor_semantic"] <= threshold_Q1)
+        keep_QQ = keep_QQ & (similarity["anchor_anchor"] <= threshold_Q1)
+    scores = [positive_Q[:, None] / config.temperature]
+    for term in config.terms:
+        kept_QQ = keep_QQ
+        if threshold_Q1 is not None and config.mask == "per_term":
+            kept_QQ = keep_QQ & (similarity[term] <= threshold_Q1)
+        scores.append((similarity[term] / config.temperature).masked_fill(~kept_QQ, -torch.inf))
+    log_z_Q = torch.logsumexp(torch.cat(scores, dim=1), dim=1)
+    return (log_z_Q - positive_Q / config.temperature).mean()
+
+
+def next_token_loss(logits_KV: Tensor, labels_K: Tensor) -> Tensor:
+    """L_ntp of Eq. (6): mean cross-entropy over the K answer tokens (0 when there are none)."""
+    if not len(labels_K):
+        return logits_KV.sum()
+    return functional.cross_entropy(logits_KV, labels_K)

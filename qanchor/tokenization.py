@@ -1,0 +1,91 @@
+"""Tokenizers: trained for small recipes, or taken from a Hugging Face directory; special tokens.
+
+Only the `tokenizers` library is used, so that training and serving tokenise identically.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from qanchor.config import ProfileSchema
+from qanchor.data.prefix import PrefixTokens
+from qanchor.errors import ConfigError
+
+USER_EMB = "<USER_EMB>"
+END_OF_TEXT = "<|endoftext|>"
+PAD = "[PAD]"
+CLS = "[CLS]"
+SEP = "[SEP]"
+
+
+def train_decoder_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE tokenizer learnt from `texts`; the only special token is END_OF_TEXT."""
+    return _train_bpe(texts, vocab_size, [END_OF_TEXT])
+
+
+def train_event_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE tokenizer for event texts that puts [CLS] first and [SEP] last."""
+    tokenizer = _train_bpe(texts, vocab_size, [PAD, CLS, SEP])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{CLS} $A {SEP}",
+        special_tokens=[(CLS, tokenizer.token_to_id(CLS)), (SEP, tokenizer.token_to_id(SEP))],
+    )
+    return tokenizer
+
+
+def load_tokenizer(directory: Path, field: str) -> Tokenizer:
+    """The `tokenizer.json` of a Hugging Face directory. Raises ConfigError when absent."""
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise ConfigError(
+            field, str(directory), "holds no tokenizer.json", "save a fast tokenizer there"
+        )
+    tokenizer: Tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def event_pad_id(tokenizer: Tokenizer) -> int:
+    """Id of [PAD]. Raises ConfigError when the event tokenizer has none."""
+    return _token_id(tokenizer, PAD, "event tokenizer")
+
+
+def add_prefix_tokens(tokenizer: Tokenizer, schema: ProfileSchema) -> PrefixTokens:
+    """Add <USER_EMB> and the modality delimiters to `tokenizer` and resolve every id once."""
+    starts = [f"<|{spec.name}_start|>" for spec in schema.modalities]
+    ends = [f"<|{spec.name}_end|>" for spec in schema.modalities]
+    tokenizer.add_special_tokens([USER_EMB, *starts, *ends])
+    end_of_text = _token_id(tokenizer, END_OF_TEXT, "decoder tokenizer")
+    return PrefixTokens(
+        header=tuple(tokenizer.encode(schema.header, add_special_tokens=False).ids),
+        modality_start=tuple(tokenizer.token_to_id(token) for token in starts),
+        modality_end=tuple(tokenizer.token_to_id(token) for token in ends),
+        user_emb=tokenizer.token_to_id(USER_EMB),
+        eos=end_of_text,
+        pad=end_of_text,
+    )
+
+
+def _train_bpe(texts: Iterable[str], vocab_size: int, specials: list[str]) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _token_id(tokenizer: Tokenizer, token: str, where: str) -> int:
+    token_id = tokenizer.token_to_id(token)
+    if token_id is None:
+        raise ConfigError(
+            where, token, "the vocabulary lacks this token", "choose another tokenizer"
+        )
+    return int(token_id)

@@ -1,0 +1,147 @@
+"""The dual tower over one shared decoder: anchor tower (user + query), semantic tower (answer).
+
+One forward pass of the anchor tower serves several queries of each user: the prefix stands once,
+the segments [query, <USER_EMB>, answer, eos] follow side by side and do not see each other. This
+is the training twin of the serving split into prefix and suffix.
+
+Legend: B users, P prefix length, S packed suffix length, L = P + S, Q queries, A answer length,
+N event texts, T text length, D decoder width, V vocabulary, Z embedding_dim.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from qanchor.encoder.event_encoder import EventEncoder
+from qanchor.encoder.hierarchical import HierarchicalEncoder
+
+PAD_SEGMENT = -1
+
+
+@dataclass(slots=True)
+class AnchorBatch:
+    """Users with packed query segments; int64 tensors on one device.
+
+    `event_token_ids_NT`: unique event texts of the batch, shortest first. `adapter_BP`, `prefix_token_ids_BP`: as
+    PrefixLayout. `event_row_BP`: row of the text at event positions, else 0. `prefix_len_B`: true
+    lengths. `suffix_token_ids_BS`; `segment_BS`: query number within the user, -1 is padding;
+    `position_BS`: absolute RoPE positions. `labels_BS`: next answer token where one is to be
+    predicted, else -100. `emb_user_Q`, `emb_column_Q`: user and suffix column of each <USER_EMB>.
+    """
+
+    event_token_ids_NT: Tensor
+    prefix_token_ids_BP: Tensor
+    adapter_BP: Tensor
+    event_row_BP: Tensor
+    prefix_len_B: Tensor
+    suffix_token_ids_BS: Tensor
+    segment_BS: Tensor
+    position_BS: Tensor
+    labels_BS: Tensor
+    emb_user_Q: Tensor
+    emb_column_Q: Tensor
+
+    def to(self, device: torch.device) -> "AnchorBatch":
+        """The same batch on `device`."""
+        return AnchorBatch(*(getattr(self, name).to(device) for name in self.__slots__))
+
+
+class Head(nn.Module):
+    """Linear(D, 512) -> ReLU -> Linear(512, Z), L2-normalised."""
+
+    def __init__(self, hidden_dim: int, inner_dim: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(hidden_dim, inner_dim)
+        self.down = nn.Linear(inner_dim, embedding_dim)
+
+    def forward(self, states_D: Tensor) -> Tensor:
+        """[..., D] to unit vectors [..., Z] (float32)."""
+        projected = self.down(torch.relu(self.up(states_D.to(self.up.weight.dtype))))
+        return nn.functional.normalize(projected.float(), dim=-1)
+
+
+class QAnchorModel(nn.Module):
+    """Event encoder, hierarchical encoder, shared decoder (a Qwen2 causal LM) and head."""
+
+    def __init__(
+        self,
+        event_encoder: EventEncoder,
+        encoder: HierarchicalEncoder,
+        language_model: PreTrainedModel,
+        head: Head,
+    ) -> None:
+        super().__init__()
+        self.event_encoder = event_encoder
+        self.encoder = encoder
+        self.language_model = language_model
+        self.head = head
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The transformers Qwen2Model without the vocabulary projection, adapters included."""
+        return self.language_model.get_decoder()
+
+    def prefix_embeddings(self, batch: AnchorBatch) -> Tensor:
+        """Input embeddings [B, P, D] of the prefixes, Q-Anchor Eq. (2)."""
+        event_vectors_NE = self.event_encoder.encode_sorted(batch.event_token_ids_NT)
+        token_embeddings_BPD = self.decoder.embed_tokens(batch.prefix_token_ids_BP)
+        return self.encoder(
+            token_embeddings_BPD, batch.adapter_BP, event_vectors_NE[batch.event_row_BP]
+        )
+
+    def anchor(self, batch: AnchorBatch) -> tuple[Tensor, Tensor]:
+        """Anchor embeddings u_{i,q} [Q, Z] and suffix hidden states [B, S, D]."""
+        prefix_BPD = self.prefix_embeddings(batch)
+        suffix_BSD = self.decoder.embed_tokens(batch.suffix_token_ids_BS)
+        prefix_len = prefix_BPD.shape[1]
+        position_BP = torch.arange(prefix_len, device=prefix_BPD.device).expand(len(prefix_BPD), -1)
+        states_BLD = self.decoder(
+            inputs_embeds=torch.cat([prefix_BPD, suffix_BSD], dim=1),
+            attention_mask=packed_mask(batch, prefix_BPD.dtype),
+            position_ids=torch.cat([position_BP, batch.position_BS], dim=1),
+            use_cache=False,
+        ).last_hidden_state
+        suffix_states_BSD = states_BLD[:, prefix_len:]
+        return self.head(suffix_states_BSD[batch.emb_user_Q, batch.emb_column_Q]), suffix_states_BSD
+
+    def answer_logits(self, suffix_states_BSD: Tensor, labels_BS: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [K, V] and labels [K] at the K suffix positions that predict an answer token."""
+        wanted_BS = labels_BS >= 0
+        logits_KV = self.language_model.get_output_embeddings()(suffix_states_BSD[wanted_BS])
+        return logits_KV.float(), labels_BS[wanted_BS]
+
+    def semantic(self, answer_token_ids_QA: Tensor, answer_len_Q: Tensor) -> Tensor:
+        """Semantic embeddings v_a [Q, Z]: the same decoder and head at the last answer token.
+
+        `answer_token_ids_QA`: right-padded, closed by eos; `answer_len_Q` counts eos.
+        """
+        columns_A = torch.arange(answer_token_ids_QA.shape[1], device=answer_token_ids_QA.device)
+        mask_QA = (columns_A < answer_len_Q[:, None]).long()
+        states_QAD = self.decoder(
+            input_ids=answer_token_ids_QA, attention_mask=mask_QA, use_cache=False
+        ).last_hidden_state
+        rows_Q = torch.arange(len(answer_len_Q), device=answer_len_Q.device)
+        return self.head(states_QAD[rows_Q, answer_len_Q - 1])
+
+
+def packed_mask(batch: AnchorBatch, dtype: torch.dtype) -> Tensor:
+    """Additive attention mask [B, 1, L, L]: causal, padding out, segments blind to each other."""
+    num_users, prefix_len = batch.prefix_token_ids_BP.shape
+    columns_P = torch.arange(prefix_len, device=batch.prefix_len_B.device)
+    in_prefix_BP = columns_P < batch.prefix_len_B[:, None]
+    segment_BP = torch.where(in_prefix_BP, 0, PAD_SEGMENT)
+    segment_BS = torch.where(batch.segment_BS >= 0, batch.segment_BS + 1, PAD_SEGMENT)
+    segment_BL = torch.cat([segment_BP, segment_BS], dim=1)
+    same = segment_BL[:, :, None] == segment_BL[:, None, :]
+    to_prefix = segment_BL[:, None, :] == 0
+    real_key = segment_BL[:, None, :] != PAD_SEGMENT
+    causal = torch.ones(same.shape[1:], dtype=torch.bool, device=same.device).tril()
+    # A padding row attends to itself, so that its softmax is defined; nothing reads the result.
+    itself = torch.eye(same.shape[1], dtype=torch.bool, device=same.device)
+    allowed_BLL = ((same | to_prefix) & real_key & causal) | itself
+    mask_BLL = torch.zeros(allowed_BLL.shape, dtype=dtype, device=same.device)
+    mask_BLL.masked_fill_(~allowed_BLL, torch.finfo(dtype).min)
+    assert mask_BLL.shape[0] == num_users
+    return mask_BLL[:, None]

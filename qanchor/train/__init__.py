@@ -1,0 +1,1 @@
+"""Joint pre-training of both towers on UserU triples."""

@@ -1,0 +1,109 @@
+"""Users and their query segments as padded tensors: the batches of both towers.
+
+Legend as in qanchor.towers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qanchor.data.prefix import PrefixTokens
+from qanchor.towers import PAD_SEGMENT, AnchorBatch
+from qanchor.train.corpus import PrefixCorpus
+
+NO_LABEL = -100
+PAD_MULTIPLE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One query of a user, and in training its answer; token ids without specials."""
+
+    query: tuple[int, ...]
+    answer: tuple[int, ...] = ()
+
+
+def anchor_batch(
+    corpus: PrefixCorpus, users: Sequence[int], segments: Sequence[Sequence[Segment]]
+) -> AnchorBatch:
+    """Batch of `users` (rows of the corpus), `segments[i]` being the queries of users[i].
+
+    <USER_EMB> places are listed user by user, in segment order.
+    """
+    layouts = [corpus.layout(user) for user in users]
+    rows = [corpus.event_rows(layout, user) for layout, user in zip(layouts, users, strict=True)]
+    texts, event_rows = _distinct_texts(rows, corpus)
+    suffix = [
+        _pack(list(items), len(layout), corpus.tokens)
+        for items, layout in zip(segments, layouts, strict=True)
+    ]
+    emb = [(user, column) for user, packed in enumerate(suffix) for column in packed.emb_columns]
+    return AnchorBatch(
+        event_token_ids_NT=torch.from_numpy(corpus.padded_texts(texts)),
+        prefix_token_ids_BP=_stack([layout.token_ids_P for layout in layouts], 0),
+        adapter_BP=_stack([layout.adapter_P for layout in layouts], 0),
+        event_row_BP=_stack(event_rows, 0),
+        prefix_len_B=torch.tensor([len(layout) for layout in layouts]),
+        suffix_token_ids_BS=_stack([packed.token_ids for packed in suffix], corpus.tokens.pad),
+        segment_BS=_stack([packed.segment for packed in suffix], PAD_SEGMENT),
+        position_BS=_stack([packed.position for packed in suffix], 0),
+        labels_BS=_stack([packed.labels for packed in suffix], NO_LABEL),
+        emb_user_Q=torch.tensor([user for user, _ in emb], dtype=torch.long),
+        emb_column_Q=torch.tensor([column for _, column in emb], dtype=torch.long),
+    )
+
+
+def answer_batch(segments: Sequence[Segment], tokens: PrefixTokens) -> tuple[Tensor, Tensor]:
+    """Answers closed by eos [Q, A] and their lengths [Q], both int64."""
+    answers = [np.array([*segment.answer, tokens.eos], dtype=np.int64) for segment in segments]
+    return _stack(answers, tokens.pad), torch.tensor([len(answer) for answer in answers])
+
+
+def _distinct_texts(
+    rows: list[np.ndarray], corpus: PrefixCorpus
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Distinct text rows, shortest text first, and each user's places in that list."""
+    distinct_N, inverse = np.unique(np.concatenate(rows), return_inverse=True)
+    # Row -1 stands for "no event"; any text may take its place, nothing reads it.
+    distinct_N = np.maximum(distinct_N, 0)
+    order_N = np.argsort(corpus.text_lens(distinct_N), kind="stable")
+    place_N = np.empty_like(order_N)
+    place_N[order_N] = np.arange(len(order_N))
+    ends = np.cumsum([len(row) for row in rows])
+    return distinct_N[order_N], np.split(place_N[inverse], ends[:-1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    token_ids: np.ndarray
+    segment: np.ndarray
+    position: np.ndarray
+    labels: np.ndarray
+    emb_columns: list[int]
+
+
+def _pack(segments: list[Segment], prefix_len: int, tokens: PrefixTokens) -> _Packed:
+    """[query, <USER_EMB>, answer] per segment; eos is only ever a label, never an input."""
+    ids, numbers, positions, labels, emb_columns = [], [], [], [], []
+    for number, segment in enumerate(segments):
+        here = [*segment.query, tokens.user_emb, *segment.answer]
+        emb_columns.append(len(ids) + len(segment.query))
+        ids.extend(here)
+        numbers.extend([number] * len(here))
+        positions.extend(range(prefix_len, prefix_len + len(here)))
+        targets = [*segment.answer, tokens.eos] if segment.answer else [NO_LABEL]
+        labels.extend([NO_LABEL] * len(segment.query) + targets)
+    columns = (np.array(column, dtype=np.int64) for column in (ids, numbers, positions, labels))
+    return _Packed(*columns, emb_columns)
+
+
+def _stack(rows: list[np.ndarray], fill: int) -> Tensor:
+    width = max(len(row) for row in rows)
+    width += -width % PAD_MULTIPLE
+    stacked = np.full((len(rows), width), fill, dtype=np.int64)
+    for index, row in enumerate(rows):
+        stacked[index, : len(row)] = row
+    return torch.from_numpy(stacked)

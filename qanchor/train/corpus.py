@@ -1,0 +1,123 @@
+"""Profiles of a data set as token tables, so that batches are built by indexing alone.
+
+Event texts repeat across users and days: each distinct text is tokenised once.
+Legend: N events, M modalities, P prefix length, T text length.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from qanchor.config import ProfileSchema
+from qanchor.data.prefix import ADAPTER_FIRST_EVENT, PrefixLayout, PrefixTokens, build_layout
+from qanchor.data.profile import Profile
+from qanchor.data.render import RenderedProfile, render_profile
+
+IntArray = npt.NDArray[np.int64]
+ENCODE_CHUNK = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedCorpus:
+    """Rendered users: `texts` are distinct; `rows[u]` are the user's N event texts in prefix order."""
+
+    user_ids: tuple[str, ...]
+    num_events: tuple[tuple[int, ...], ...]
+    rows: tuple[npt.NDArray[np.int32], ...]
+    texts: tuple[str, ...]
+    text_limits: npt.NDArray[np.int32]
+    """Tokens to keep of each distinct text."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixCorpus:
+    """A rendered corpus with its texts tokenised."""
+
+    rendered: RenderedCorpus
+    tokens: PrefixTokens
+    event_pad: int
+    text_tokens: npt.NDArray[np.int32]
+    """All texts' token ids, end to end."""
+    text_offsets: IntArray
+    """Start of each text in `text_tokens`, and the end of the last."""
+
+    def prefix_len(self, user: int) -> int:
+        """Prefix positions of user number `user`."""
+        num_events = self.rendered.num_events[user]
+        return len(self.tokens.header) + 1 + 3 * len(num_events) + sum(num_events)
+
+    def layout(self, user: int) -> PrefixLayout:
+        """Prefix layout of user number `user`."""
+        return build_layout(self.rendered.num_events[user], self.tokens)
+
+    def event_rows(self, layout: PrefixLayout, user: int) -> IntArray:
+        """Distinct-text row at each event position of the layout, -1 elsewhere."""
+        rows_P = np.full(len(layout), -1, dtype=np.int64)
+        is_event = layout.adapter_P >= ADAPTER_FIRST_EVENT
+        rows_P[is_event] = self.rendered.rows[user][layout.source_P[is_event]]
+        return rows_P
+
+    def text_lens(self, text_rows: IntArray) -> IntArray:
+        """Tokens of the given distinct texts."""
+        return self.text_offsets[text_rows + 1] - self.text_offsets[text_rows]
+
+    def padded_texts(self, text_rows: IntArray) -> IntArray:
+        """Token ids [N, T] of the given distinct texts, padded with `event_pad`."""
+        starts = self.text_offsets[text_rows]
+        lengths = self.text_lens(text_rows)
+        columns_T = np.arange(max(int(lengths.max(initial=1)), 1))
+        inside_NT = columns_T < lengths[:, None]
+        index_NT = np.where(inside_NT, starts[:, None] + columns_T, 0)
+        return np.where(inside_NT, self.text_tokens[index_NT], self.event_pad)
+
+
+def render_corpus(
+    profiles: Iterable[Profile], schema: ProfileSchema, num_users: int
+) -> RenderedCorpus:
+    """Render every profile, with a progress bar over `num_users`."""
+    row_of: dict[tuple[str, int], int] = {}
+    user_ids, num_events, rows = [], [], []
+    for profile in tqdm(profiles, total=num_users, desc="rendering profiles", unit="user"):
+        rendered = render_profile(profile, schema)
+        user_ids.append(profile.user_id)
+        num_events.append(rendered.num_events)
+        rows.append(_rows(rendered, schema, row_of))
+    return RenderedCorpus(
+        tuple(user_ids),
+        tuple(num_events),
+        tuple(rows),
+        tuple(text for text, _ in row_of),
+        np.array([limit for _, limit in row_of], dtype=np.int32),
+    )
+
+
+def _rows(
+    rendered: RenderedProfile, schema: ProfileSchema, row_of: dict[tuple[str, int], int]
+) -> npt.NDArray[np.int32]:
+    rows = [
+        row_of.setdefault((text, spec.max_event_tokens), len(row_of))
+        for spec, texts in zip(schema.modalities, rendered.texts, strict=True)
+        for text in texts
+    ]
+    return np.array(rows, dtype=np.int32)
+
+
+def tokenize_corpus(
+    rendered: RenderedCorpus, tokenizer: Tokenizer, event_pad: int, tokens: PrefixTokens
+) -> PrefixCorpus:
+    """Tokenise the distinct texts of a rendered corpus, cut to their limits."""
+    pieces: list[Sequence[int]] = []
+    starts = range(0, len(rendered.texts), ENCODE_CHUNK)
+    for start in tqdm(starts, desc="tokenising event texts", unit="chunk"):
+        chunk = list(rendered.texts[start : start + ENCODE_CHUNK])
+        limits = rendered.text_limits[start : start + ENCODE_CHUNK]
+        for encoding, limit in zip(tokenizer.encode_batch_fast(chunk), limits, strict=True):
+            ids = encoding.ids
+            pieces.append(ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]])
+    offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
+    flat = np.fromiter((token for piece in pieces for token in piece), np.int32, int(offsets[-1]))
+    return PrefixCorpus(rendered, tokens, event_pad, flat, offsets)

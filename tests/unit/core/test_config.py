@@ -1,0 +1,53 @@
+"""Configuration: wrong keys, types and overrides are told with a remedy."""
+
+from pathlib import Path
+
+import pytest
+
+from qanchor import config
+from qanchor.config import ModalitySpec, ProfileSchema
+from qanchor.errors import ConfigError
+from qanchor.train.recipes import RECIPES, Recipe, mini, recipe_named
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_recipe_survives_being_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    config.save(recipe_named(name), tmp_path / "recipe.json")
+    assert config.load(Recipe, tmp_path / "recipe.json") == recipe_named(name)
+
+
+def test_override_sets_nested_values_and_keeps_the_rest() -> None:
+    changed = config.override(mini(), ["train.steps=7", "loss.margin=null", "loss.mask=per_term"])
+    assert (changed.train.steps, changed.loss.margin, changed.loss.mask) == (7, None, "per_term")
+    assert changed.decoder == mini().decoder
+
+
+@pytest.mark.parametrize(
+    ("assignment", "remedy"),
+    [
+        ("train.step=7", "did you mean 'steps'"),
+        ("trein.steps=7", "did you mean 'train'"),
+        ("train.steps=many", "int"),
+        ("train.steps", "path=value"),
+    ],
+)
+def test_a_wrong_override_names_the_remedy(assignment: str, remedy: str) -> None:
+    with pytest.raises(ConfigError, match=remedy):
+        config.override(mini(), [assignment])
+
+
+def test_an_unknown_key_names_the_nearest_valid_one() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'max_events'"):
+        config.from_mapping(ModalitySpec, {"name": "app", "max_event": 3, "max_event_tokens": 4})
+
+
+def test_an_unknown_recipe_names_the_nearest_one() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'mini'"):
+        recipe_named("mni")
+
+
+@pytest.mark.parametrize("names", [("App",), ("app", "app"), ("a b",)])
+def test_modality_names_must_be_identifiers_and_unique(names: tuple[str, ...]) -> None:
+    specs = tuple(ModalitySpec(name=name, max_events=1, max_event_tokens=4) for name in names)
+    with pytest.raises(ConfigError, match="modalities"):
+        ProfileSchema(modalities=specs)
