@@ -1,9 +1,13 @@
-"""Fixtures and skips shared by all tests; what is missing is named in the skip reason."""
+"""Fixtures and settings shared by all tests; what is missing is named in the skip reason."""
 
 import os
 from pathlib import Path
 
 import pytest
+
+# Before torch is imported: tiny models gain nothing from threads, and on a busy machine two
+# waiting thread pools slow each other down thirtyfold.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from qanchor.eval.metrics import auc, ks
+from qanchor.eval.metrics import Scores, auc, ks
 
 Features = npt.NDArray[np.float32]
 
@@ -29,12 +29,14 @@ class SplitData:
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """Quality of one probe on test, and the setting chosen on valid."""
+    """Quality of one probe on test, the setting chosen on valid, and the fitted probe."""
 
     auc: float
     ks: float
     setting: float
     valid_auc: float
+    score: Callable[[Features], Scores]
+    """Features [U, F] to probabilities of label 1 [U]."""
 
 
 def linear_probe(splits: Mapping[str, SplitData]) -> ProbeResult:
@@ -68,18 +70,20 @@ def _choose(
 ) -> ProbeResult:
     best: ProbeResult | None = None
     for setting in settings:
-        model = build(setting).fit(splits["train"].features, splits["train"].labels)
-        valid_auc = auc(splits["valid"].labels, _scores(model, splits["valid"].features))
+        score = _scores(build(setting).fit(splits["train"].features, splits["train"].labels))
+        valid_auc = auc(splits["valid"].labels, score(splits["valid"].features))
         if best is None or valid_auc > best.valid_auc:
-            test_scores = _scores(model, splits["test"].features)
-            labels = splits["test"].labels
+            test_scores, labels = score(splits["test"].features), splits["test"].labels
             best = ProbeResult(
-                auc(labels, test_scores), ks(labels, test_scores), setting, valid_auc
+                auc(labels, test_scores), ks(labels, test_scores), setting, valid_auc, score
             )
     assert best is not None
     return best
 
 
-def _scores(model: Any, features: Features) -> npt.NDArray[np.float64]:
-    scores: npt.NDArray[np.float64] = model.predict_proba(features)[:, 1]
-    return scores
+def _scores(model: Any) -> Callable[[Features], Scores]:
+    def score(features: Features) -> Scores:
+        probabilities: Scores = model.predict_proba(features)[:, 1]
+        return probabilities
+
+    return score

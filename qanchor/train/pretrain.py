@@ -81,6 +81,7 @@ def resume(dataset: Dataset, triples_path: Path, run_dir: Path) -> Path:
     trainer = Trainer(checkpoint, material(checkpoint, rendered, triples_path), run_dir)
     if latest.exists():
         trainer.restore(torch.load(latest / TRAINER_FILE, weights_only=True))
+    _forget_metrics_after(run_dir / METRICS_FILE, checkpoint.meta.step)
     return trainer.run()
 
 
@@ -241,6 +242,12 @@ def _parameter_groups(model: QAnchorModel, weight_decay: float) -> list[dict[str
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
+
+
+def _forget_metrics_after(path: Path, step: int) -> None:
+    """Drop the lines of steps that will be taken again."""
+    if path.is_file():
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:step]))
 
 
 def _set_threads(train: TrainConfig) -> None:

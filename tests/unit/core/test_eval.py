@@ -1,0 +1,62 @@
+"""Metrics and probes against cases whose answer is known."""
+
+import numpy as np
+import pytest
+
+from qanchor.data.profile import DAY_SECONDS, Event, Profile
+from qanchor.eval.handmade import NEVER_DAYS, features, learn_space
+from qanchor.eval.metrics import auc, ks
+from qanchor.eval.probe import SplitData, boosting_probe, linear_probe
+
+
+def test_auc_and_ks_of_a_hand_counted_case() -> None:
+    labels, scores = np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.35, 0.8])
+    assert auc(labels, scores) == pytest.approx(3 / 4)
+    assert ks(labels, scores) == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize("probe", [linear_probe, boosting_probe])
+def test_a_probe_finds_what_is_there_and_only_that(probe) -> None:  # type: ignore[no-untyped-def]
+    rng = np.random.default_rng(0)
+
+    def split(count: int, strength: float) -> SplitData:
+        features_UF = rng.normal(size=(count, 5)).astype(np.float32)
+        noise = rng.normal(size=count)
+        return SplitData(features_UF, (strength * features_UF[:, 2] + noise > 0).astype(np.int64))
+
+    names = ("train", "valid", "test")
+    found = probe({name: split(1500, 3.0) for name in names})
+    chance = probe({name: split(1500, 0.0) for name in names})
+    assert found.auc > 0.9
+    assert abs(chance.auc - 0.5) < 0.06
+    shown = found.score(np.array([[0, 0, 3, 0, 0], [0, 0, -3, 0, 0]], dtype=np.float32))
+    assert shown[0] > 0.9 > 0.1 > shown[1]
+
+
+def test_hand_made_features_count_windows_days_and_recency() -> None:
+    as_of_s = 100 * DAY_SECONDS
+
+    def event(days_ago: int, value: float) -> Event:
+        return Event(
+            time_s=as_of_s - days_ago * DAY_SECONDS,
+            modality="app",
+            event_type="open",
+            text="",
+            value=value,
+        )
+
+    profile = Profile(
+        user_id="a",
+        as_of_s=as_of_s,
+        events=(event(2, 3.0), event(2, 5.0), event(20, 1.0)),
+        attributes={"age": 30.0, "city": "x"},
+    )
+    empty = Profile(user_id="b", as_of_s=as_of_s, attributes={"age": 10.0, "city": "y"})
+    space = learn_space([profile, empty])
+    assert space.categories == (("app", ""), ("app", "open"))
+    row = features(profile, space)
+    by_type = row[-14:-3]
+    assert by_type.tolist() == [2.0, 3.0, 2.0, 8.0, 1.0, 3.0, 9.0, 2.0, 3.0, 9.0, 2.0]
+    assert row[-3:].tolist() == [30.0, 1.0, 0.0]
+    assert features(empty, space)[0] == NEVER_DAYS
+    assert features(empty, space)[-3:].tolist() == [10.0, 0.0, 1.0]

@@ -1,0 +1,120 @@
+"""The training loop: it learns, stops and goes on exactly, and touches only what it may."""
+
+import itertools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from qanchor.checkpoint import load_checkpoint
+from qanchor.config import override
+from qanchor.data.dataset import open_dataset
+from qanchor.data.useru import TripleOptions, write_triples
+from qanchor.data.wallet import generate_wallet
+from qanchor.errors import ConfigError, DataError
+from qanchor.train import pretrain as training
+from qanchor.train.pretrain import METRICS_FILE, UNTRAINED, learning_rate, pretrain, resume
+from qanchor.train.recipes import Recipe, TrainConfig
+
+STEPS = 8
+NUM_HELDOUT_BATCHES = 1
+
+
+@pytest.fixture(scope="module")
+def wallet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty simulated users and their triples."""
+    directory = tmp_path_factory.mktemp("wallet")
+    generate_wallet(directory / "data", 60, seed=3)
+    write_triples(open_dataset(directory / "data"), directory / "triples.parquet")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_recipe: Recipe) -> Recipe:
+    return override(
+        tiny_recipe,
+        [
+            f"train.steps={STEPS}", "train.users_per_batch=4", "train.queries_per_user=2",
+            "train.warmup_steps=2", "train.heldout_users=4", "train.evaluate_every=4",
+            "train.checkpoint_every=4", "loss.mask_from_step=2", "train.num_threads=1",
+        ],
+    )  # fmt: skip
+
+
+def losses(run_dir: Path) -> list[float]:
+    lines = (run_dir / METRICS_FILE).read_bytes().splitlines()
+    return [msgspec.json.decode(line)["loss"] for line in lines]
+
+
+def test_a_run_killed_and_resumed_has_the_same_losses_to_the_bit(
+    recipe: Recipe, wallet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, triples = open_dataset(wallet / "data"), wallet / "triples.parquet"
+    pretrain(recipe, dataset, triples, tmp_path / "whole")
+    original, calls = training.compute_losses, itertools.count(1)
+
+    def killed_in_step_seven(*args: Any, **kwargs: Any) -> training.StepLosses:
+        # Six training steps and one evaluation batch (after step 4) come before.
+        if next(calls) == 6 + NUM_HELDOUT_BATCHES + 1:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "compute_losses", killed_in_step_seven)
+        pretrain(recipe, dataset, triples, tmp_path / "killed")
+    assert len(losses(tmp_path / "killed")) == 6
+    latest = resume(dataset, triples, tmp_path / "killed")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert load_checkpoint(latest).meta.step == STEPS
+
+
+def test_training_lowers_the_loss_and_reports_held_out_users(
+    recipe: Recipe, wallet: Path, tmp_path: Path
+) -> None:
+    longer = override(recipe, ["train.steps=40", "train.evaluate_every=40"])
+    pretrain(longer, open_dataset(wallet / "data"), wallet / "triples.parquet", tmp_path / "run")
+    found = losses(tmp_path / "run")
+    assert sum(found[-5:]) < 0.8 * sum(found[:5])
+    last = msgspec.json.decode((tmp_path / "run" / METRICS_FILE).read_bytes().splitlines()[-1])
+    assert {"heldout_contrastive", "heldout_next_token", "heldout_top1"} <= last.keys()
+
+
+def test_labels_do_not_enter_pre_training(recipe: Recipe, wallet: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(wallet / "data", bare)
+    (bare / "labels.parquet").unlink()
+    pretrain(recipe, open_dataset(bare), wallet / "triples.parquet", tmp_path / "without")
+    pretrain(recipe, open_dataset(wallet / "data"), wallet / "triples.parquet", tmp_path / "with")
+    assert losses(tmp_path / "without") == losses(tmp_path / "with")
+
+
+def test_a_triple_of_a_test_user_is_refused(recipe: Recipe, wallet: Path, tmp_path: Path) -> None:
+    dataset = open_dataset(wallet / "data")
+    table = pq.read_table(wallet / "triples.parquet").to_pylist()
+    table[3]["user_id"] = dataset.user_ids("test")[0]
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "triples.parquet")
+    with pytest.raises(DataError, match=r"triples.parquet:3:user_id"):
+        pretrain(recipe, dataset, tmp_path / "triples.parquet", tmp_path / "run")
+
+
+def test_a_directory_with_a_run_is_not_overwritten(
+    recipe: Recipe, wallet: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run" / UNTRAINED).mkdir(parents=True)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        pretrain(
+            recipe, open_dataset(wallet / "data"), wallet / "triples.parquet", tmp_path / "run"
+        )
+
+
+def test_learning_rate_warms_up_then_falls_to_a_tenth() -> None:
+    train = TrainConfig(steps=110, warmup_steps=10, learning_rate=1.0)
+    rates = [learning_rate(step, train) for step in range(train.steps + 1)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == rates[10] == pytest.approx(1.0)
+    assert rates[60] == pytest.approx(0.55)
+    assert rates[-1] == pytest.approx(0.1)
