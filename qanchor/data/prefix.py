@@ -24,7 +24,7 @@ ADAPTER_MODALITY = 2
 ADAPTER_FIRST_EVENT = 3
 
 
-class PrefixTokens(Config, kw_only=True):
+class PrefixTokens(Config, frozen=True, kw_only=True):
     """Token ids a prefix and a suffix are built from, resolved once from the tokenizer."""
 
     header: tuple[int, ...]

@@ -1,0 +1,180 @@
+"""Topics: what UserU asks about users, and in which words. Data files, no code per topic.
+
+`generic.toml` holds the phrasings of every kind of question; `<data set>.toml` (or `topics.toml`
+in the data set's own directory, which wins) names the data set's modalities and event types in
+words and adds topics of its own. The answers are computed in `grounded` and `futures`.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from qanchor.config import Config, ProfileSchema, load
+from qanchor.errors import ConfigError
+
+Aggregate = Literal[
+    "frequency",
+    "recency",
+    "trend",
+    "regularity",
+    "favourites",
+    "value",
+    "absence",
+    "variety",
+    "rhythm",
+    "attribute",
+]
+TOPICS_FILE = "topics.toml"
+
+_PER_MODALITY: tuple[Aggregate, ...] = (
+    "frequency",
+    "recency",
+    "trend",
+    "regularity",
+    "favourites",
+    "absence",
+    "variety",
+)
+_OVERALL: tuple[Aggregate, ...] = ("frequency", "trend", "regularity", "favourites", "rhythm")
+
+
+class Topic(Config, frozen=True, kw_only=True):
+    """One thing to know about a user."""
+
+    name: str
+    aggregate: Aggregate
+    """How the answer is computed."""
+    about: str
+    """What it is about, in words that fit before "activity"."""
+    modality: str = ""
+    """Only this modality counts; empty: all."""
+    event_types: tuple[str, ...] = ()
+    """Only these event types count; empty: all of the modality."""
+    columns: tuple[str, ...] = ()
+    """Attributes told, for aggregate `attribute`."""
+    queries: tuple[str, ...] = ()
+    """Phrasings of the question; empty: the generic ones. Fields: subject, about."""
+    answers: tuple[str, ...] = ()
+    """Phrasings of the answer; empty: the generic ones. Fields: as in generic.toml."""
+
+
+class ValueMeaning(Config, frozen=True, kw_only=True):
+    """What `value` means in a modality."""
+
+    unit: str
+    """Noun for the value, e.g. score."""
+    low: float
+    """Values below are called low."""
+    high: float
+    """Values from here on are called high."""
+
+
+class Phrasing(Config, frozen=True, kw_only=True):
+    """Ways to ask and to answer one kind of question."""
+
+    queries: tuple[str, ...]
+    answers: tuple[str, ...]
+
+
+class TopicFile(Config, frozen=True, kw_only=True):
+    """A data set's own words and topics."""
+
+    subject: str = "user"
+    """What a user is called in queries."""
+    everything: str = "overall"
+    """Stands for all modalities together; fits before "activity"."""
+    item_ends_before: str = ""
+    """The thing an event text is about ends before the last occurrence of this; empty: never."""
+    passive: tuple[str, ...] = ()
+    """Event types in which the user does nothing, e.g. a missed deadline: no active day."""
+    words: dict[str, str] = msgspec.field(default_factory=dict)
+    """Modality or event type in words: modalities fit before "activity", event types in lists."""
+    values: dict[str, ValueMeaning] = msgspec.field(default_factory=dict)
+    """Per modality whose `value` is worth telling."""
+    topics: tuple[Topic, ...] = ()
+
+
+class _Generic(Config, frozen=True, kw_only=True):
+    aggregates: dict[str, Phrasing]
+    futures: dict[str, tuple[str, ...]]
+
+
+class TopicPool(Config, frozen=True, kw_only=True):
+    """Everything UserU may ask about the users of one data set."""
+
+    words: TopicFile
+    topics: tuple[Topic, ...]
+    """The data set's own topics, then the generic ones."""
+    aggregates: dict[str, Phrasing]
+    """Phrasings by aggregate."""
+    futures: dict[str, tuple[str, ...]]
+    """Queries about what comes, by kind. Fields: subject, about, days."""
+
+    def word(self, name: str) -> str:
+        """A modality or event type in words."""
+        return self.words.words.get(name, name.replace("_", " "))
+
+
+def load_topics(
+    directory: Path, name: str, schema: ProfileSchema, attributes: tuple[str, ...]
+) -> TopicPool:
+    """The topic pool of a data set. Raises ConfigError for a file that does not fit the schema."""
+    packaged = Path(__file__).parent
+    generic = load(_Generic, packaged / "generic.toml")
+    candidates = (directory / TOPICS_FILE, packaged / f"{name}.toml")
+    path = next((path for path in candidates if path.is_file()), None)
+    own = load(TopicFile, path) if path else TopicFile()
+    pool = TopicPool(words=own, topics=(), aggregates=generic.aggregates, futures=generic.futures)
+    _check(own, schema, attributes, str(path))
+    topics = (*own.topics, *_generic_topics(pool, schema, attributes))
+    return TopicPool(
+        words=own,
+        topics=tuple({topic.name: topic for topic in reversed(topics)}.values())[::-1],
+        aggregates=generic.aggregates,
+        futures=generic.futures,
+    )
+
+
+def _generic_topics(
+    pool: TopicPool, schema: ProfileSchema, attributes: tuple[str, ...]
+) -> list[Topic]:
+    """One topic per modality and aggregate, some over all modalities, one per attribute."""
+    topics = [
+        Topic(name=f"overall_{kind}", aggregate=kind, about=pool.words.everything)
+        for kind in _OVERALL
+    ]
+    for spec in schema.modalities:
+        if spec.kind == "events":
+            kinds = (*_PER_MODALITY, *(("value",) if spec.name in pool.words.values else ()))
+            topics += [
+                Topic(
+                    name=f"{spec.name}_{kind}",
+                    aggregate=kind,
+                    about=pool.word(spec.name),
+                    modality=spec.name,
+                )
+                for kind in kinds
+            ]
+    topics += [
+        Topic(name=f"is_{name}", aggregate="attribute", about=pool.word(name), columns=(name,))
+        for name in attributes
+    ]
+    return topics
+
+
+def _check(own: TopicFile, schema: ProfileSchema, attributes: tuple[str, ...], where: str) -> None:
+    modalities = {spec.name for spec in schema.modalities if spec.kind == "events"}
+    for topic in own.topics:
+        field = f"{where}: topics.{topic.name}"
+        if topic.modality and topic.modality not in modalities:
+            rule = f"modality must be one of {', '.join(sorted(modalities))}"
+            raise ConfigError(field, topic.modality, rule, "correct the topic file")
+        for column in topic.columns:
+            if column not in attributes:
+                rule = "columns must be attributes of the data set"
+                raise ConfigError(field, column, rule, "correct the topic file")
+    for name in own.values:
+        if name not in modalities:
+            rule = f"must be one of {', '.join(sorted(modalities))}"
+            raise ConfigError(f"{where}: values", name, rule, "correct the topic file")

@@ -1,0 +1,77 @@
+"""The prefix layout: its length, what stands where, and the pre-adapter vectors."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qanchor.data.prefix import (
+    ADAPTER_FIRST_EVENT,
+    ADAPTER_MODALITY,
+    ADAPTER_TOKEN,
+    ADAPTER_USER,
+    PrefixTokens,
+    build_layout,
+    content_digest,
+    max_prefix_len,
+    slot_vectors,
+)
+from qanchor.data.render import RenderedProfile
+
+
+def _tokens(num_modalities: int, header_len: int = 3) -> PrefixTokens:
+    return PrefixTokens(
+        header=tuple(range(100, 100 + header_len)),
+        modality_start=tuple(range(200, 200 + num_modalities)),
+        modality_end=tuple(range(300, 300 + num_modalities)),
+        user_emb=1,
+        eos=2,
+        pad=0,
+    )
+
+
+counts = st.lists(st.integers(0, 6), min_size=1, max_size=5).map(tuple)
+
+
+@given(counts, st.integers(1, 5))
+def test_length_is_header_plus_user_plus_three_per_modality_plus_events(
+    num_events: tuple[int, ...], header_len: int
+) -> None:
+    tokens = _tokens(len(num_events), header_len)
+    layout = build_layout(num_events, tokens)
+    assert len(layout) == header_len + 1 + 3 * len(num_events) + sum(num_events)
+    assert len(layout) == max_prefix_len(num_events, tokens)
+    assert [layout.token_ids_P.dtype, layout.adapter_P.dtype] == [np.int64, np.int64]
+
+
+@given(counts)
+def test_every_event_stands_once_between_its_delimiters(num_events: tuple[int, ...]) -> None:
+    layout = build_layout(num_events, _tokens(len(num_events)))
+    is_event = layout.adapter_P >= ADAPTER_FIRST_EVENT
+    assert layout.source_P[is_event].tolist() == list(range(sum(num_events)))
+    ids = layout.token_ids_P.tolist()
+    for modality, count in enumerate(num_events):
+        start, end = ids.index(200 + modality), ids.index(300 + modality)
+        inside = layout.adapter_P[start + 1 : end]
+        assert inside.tolist() == [ADAPTER_FIRST_EVENT + modality] * count
+
+
+def test_coarse_tokens_stand_between_header_and_first_block() -> None:
+    layout = build_layout((1, 0), _tokens(2))
+    adapters = [ADAPTER_TOKEN] * 3 + [ADAPTER_USER, ADAPTER_MODALITY, ADAPTER_MODALITY]
+    assert layout.adapter_P[:6].tolist() == adapters
+    assert layout.token_ids_P[6] == 200
+
+
+def test_means_run_over_events_and_an_empty_modality_counts_as_zeros() -> None:
+    layout = build_layout((2, 0), _tokens(2))
+    vectors = slot_vectors(layout, (2, 0), np.array([[1.0, 3.0], [3.0, 5.0]], dtype=np.float32))
+    np.testing.assert_array_equal(vectors[layout.adapter_P == ADAPTER_USER], [[1.0, 2.0]])
+    modality = vectors[layout.adapter_P == ADAPTER_MODALITY]
+    np.testing.assert_array_equal(modality, [[2.0, 4.0], [0.0, 0.0]])
+
+
+def test_the_digest_tells_model_modality_and_text_apart() -> None:
+    profiles = [((("a", "b"), ()), "m"), ((("a",), ("b",)), "m"), ((("ab",), ()), "m")]
+    digests = [content_digest(RenderedProfile(texts), model) for texts, model in profiles]
+    digests.append(content_digest(RenderedProfile((("a", "b"), ())), "other"))
+    assert len(set(digests)) == 4

@@ -1,0 +1,93 @@
+"""Rendering keeps the newest events of each modality inside the window, in stable words."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qanchor.config import ModalitySpec, ProfileSchema
+from qanchor.data.profile import DAY_SECONDS, Event, Profile
+from qanchor.data.render import coarse_count, render_profile
+
+AS_OF_S = 20_000 * DAY_SECONDS
+SCHEMA = ProfileSchema(
+    modalities=(
+        ModalitySpec(name="bill", max_events=4, max_event_tokens=9),
+        ModalitySpec(name="spm", max_events=3, max_event_tokens=9, group_by="day"),
+        ModalitySpec(name="tabular", kind="attributes", max_events=2, max_event_tokens=9),
+    ),
+    window_days=90,
+)
+
+events = st.builds(
+    lambda days_ago, modality, event_type, value: Event(
+        time_s=AS_OF_S - days_ago * DAY_SECONDS,
+        modality=modality,
+        event_type=event_type,
+        text=f"{event_type} text",
+        value=value,
+    ),
+    st.integers(0, 120),
+    st.sampled_from(["bill", "spm"]),
+    st.sampled_from(["a", "b", "c"]),
+    st.none() | st.floats(0, 500),
+)
+
+
+def _profile(found: list[Event]) -> Profile:
+    attributes: dict[str, str | float | bool] = {"age_band": "18-24", "score": 3.5, "is_new": True}
+    return Profile(user_id="u", as_of_s=AS_OF_S, events=tuple(found), attributes=attributes)
+
+
+@given(st.lists(events, max_size=40))
+def test_counts_follow_limits_window_and_grouping(found: list[Event]) -> None:
+    inside = [event for event in found if AS_OF_S - event.time_s <= 90 * DAY_SECONDS]
+    num_bills = sum(event.modality == "bill" for event in inside)
+    num_days = len({event.time_s for event in inside if event.modality == "spm"})
+    assert render_profile(_profile(found), SCHEMA).num_events == (
+        min(num_bills, 4),
+        min(num_days, 3),
+        2,
+    )
+
+
+@given(st.lists(events, max_size=30), st.randoms(use_true_random=False))
+def test_order_of_the_input_does_not_matter(found: list[Event], random: object) -> None:
+    shuffled = list(found)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    # Sums of floats depend on their order in the last digit; whole values do not.
+    whole = [[_rounded(event) for event in each] for each in (found, shuffled)]
+    first, second = (render_profile(_profile(each), SCHEMA) for each in whole)
+    assert first == second
+
+
+def _rounded(event: Event) -> Event:
+    return Event(
+        time_s=event.time_s,
+        modality=event.modality,
+        event_type=event.event_type,
+        text=event.text,
+        value=None if event.value is None else float(round(event.value)),
+    )
+
+
+def test_a_day_is_told_by_type_with_its_totals() -> None:
+    day = AS_OF_S - 2 * DAY_SECONDS
+    found = [
+        Event(time_s=day, modality="spm", event_type=kind, text="", value=value)
+        for kind, value in (("b", 2.0), ("a", 30.0), ("b", 3.0))
+    ]
+    (text,) = render_profile(_profile(found), SCHEMA).texts[1]
+    assert text == "2 days ago: a 1x 30+, b 2x 5"
+
+
+def test_attributes_are_told_in_their_order_and_cut() -> None:
+    assert render_profile(_profile([]), SCHEMA).texts[2] == ("age band: 18-24", "score: 3.5")
+
+
+@given(st.floats(0, 2000), st.floats(0, 2000))
+def test_coarse_counts_never_overstate_and_keep_order(one: float, other: float) -> None:
+    def shown(count: float) -> float:
+        return float(coarse_count(count).rstrip("+"))
+
+    low, high = sorted((one, other))
+    assert shown(high) <= high + 0.05
+    assert shown(low) <= shown(high)
