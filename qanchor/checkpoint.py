@@ -32,7 +32,7 @@ DECODER_DIR = "decoder"
 ENCODER_DIR = "event_encoder"
 
 
-class CheckpointMeta(Config, kw_only=True):
+class CheckpointMeta(Config, frozen=True, kw_only=True):
     """What is said of a checkpoint in its JSON file."""
 
     recipe: Recipe

@@ -7,6 +7,7 @@ failed, 2 wrong usage or input.
 import argparse
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -34,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         code: int = args.run(args)
+    except BrokenPipeError:
+        # The reader (`| head`) has seen enough; what Python flushes at exit goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except QAnchorError as error:
         print(f"qanchor: {error}", file=sys.stderr)
         return 2

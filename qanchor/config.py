@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of all configuration structs; each one says `kw_only=True` itself (not inherited)."""
+    """Base of all configuration structs; each says `frozen=True, kw_only=True` itself."""
 
 
-class ModalitySpec(Config, kw_only=True):
+class ModalitySpec(Config, frozen=True, kw_only=True):
     """One modality: what is kept of a user and how it is put into words. A row, never a class."""
 
     name: str
@@ -39,7 +39,7 @@ class ModalitySpec(Config, kw_only=True):
     """One event type within a grouped day. Fields: event_type, num_events, total_value."""
 
 
-class ProfileSchema(Config, kw_only=True):
+class ProfileSchema(Config, frozen=True, kw_only=True):
     """What a user profile of one data set looks like and how it becomes a prefix."""
 
     modalities: tuple[ModalitySpec, ...]
@@ -75,7 +75,7 @@ class ProfileSchema(Config, kw_only=True):
         return names.index(name)
 
 
-class Scenario(Config, kw_only=True):
+class Scenario(Config, frozen=True, kw_only=True):
     """A named, versioned query."""
 
     name: str

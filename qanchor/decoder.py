@@ -9,7 +9,7 @@ from qanchor.config import Config
 from qanchor.errors import ConfigError
 
 
-class DecoderConfig(Config, kw_only=True):
+class DecoderConfig(Config, frozen=True, kw_only=True):
     """The decoder: a Hugging Face directory, or a Qwen2 of these sizes trained from scratch."""
 
     path: str = ""
@@ -25,7 +25,7 @@ class DecoderConfig(Config, kw_only=True):
     rope_theta: float = 10_000.0
 
 
-class LoraConfig(Config, kw_only=True):
+class LoraConfig(Config, frozen=True, kw_only=True):
     """Low-rank adapters on the projections of decoder and text encoder; the rest is frozen."""
 
     rank: int = 64

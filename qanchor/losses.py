@@ -14,7 +14,7 @@ from qanchor.config import Config
 Term = Literal["anchor_semantic", "anchor_anchor", "semantic_semantic", "semantic_anchor"]
 
 
-class LossConfig(Config, kw_only=True):
+class LossConfig(Config, frozen=True, kw_only=True):
     """Which parts of the joint loss are on."""
 
     contrastive_weight: float = 1.0
@@ -29,6 +29,9 @@ class LossConfig(Config, kw_only=True):
     """First training step with the mask. A fresh model maps all users to nearly one direction, so
     s(u_i,u_j) exceeds s(u_i,v_i) + margin for every j: masked from the start, L_cl would be 0 and
     stay there. Recipes that start from scratch wait until the directions have spread."""
+    drop_equal_answers: bool = False
+    """Drop j where a_j is a_i word for word: such a pair is a false negative that the margin never
+    finds, s(u_i,v_j) being s(u_i,v_i). Not in the paper, whose answers hardly repeat."""
     terms: tuple[Term, ...] = ("anchor_semantic", "anchor_anchor", "semantic_semantic")
     """Negatives in Z_i: s(u_i,v_j), s(u_i,u_j), s(v_i,v_j) of the paper; s(v_i,u_j) as the
     authors' code adds."""
@@ -38,12 +41,18 @@ class LossConfig(Config, kw_only=True):
 
 
 def contrastive_loss(
-    anchor_QZ: Tensor, semantic_QZ: Tensor, config: LossConfig, *, is_masked: bool = True
+    anchor_QZ: Tensor,
+    semantic_QZ: Tensor,
+    config: LossConfig,
+    *,
+    is_masked: bool = True,
+    equal_QQ: Tensor | None = None,
 ) -> Tensor:
     """L_cl of Eq. (3)-(5): scalar mean over the Q pairs; row i of both inputs is one pair.
 
     Inputs are L2-normalised float32 on one device. `is_masked=False` leaves Eq. (5) out, whatever
-    the config's margin.
+    the config's margin. `equal_QQ` (bool): answers i and j are the same words; read only with
+    `drop_equal_answers`.
     """
     similarity = {
         "anchor_semantic": anchor_QZ @ semantic_QZ.T,
@@ -53,6 +62,8 @@ def contrastive_loss(
     similarity["semantic_anchor"] = similarity["anchor_semantic"].T
     positive_Q = similarity["anchor_semantic"].diagonal()
     keep_QQ = ~torch.eye(len(positive_Q), dtype=torch.bool, device=positive_Q.device)
+    if config.drop_equal_answers and equal_QQ is not None:
+        keep_QQ = keep_QQ & ~equal_QQ
     threshold_Q1 = None
     if is_masked and config.margin is not None:
         threshold_Q1 = positive_Q.detach()[:, None] + config.margin

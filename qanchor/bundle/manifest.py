@@ -22,7 +22,7 @@ SUFFIX = "suffix"
 DType = Literal["int64", "float32", "float16"]
 
 
-class TensorSpec(Config, kw_only=True):
+class TensorSpec(Config, frozen=True, kw_only=True):
     """One graph input or output; a string dimension is dynamic and names the ONNX dimension."""
 
     name: str
@@ -30,7 +30,7 @@ class TensorSpec(Config, kw_only=True):
     dims: tuple[int | str, ...]
 
 
-class GraphSpec(Config, kw_only=True):
+class GraphSpec(Config, frozen=True, kw_only=True):
     """One ONNX graph of the bundle."""
 
     file: str
@@ -38,14 +38,14 @@ class GraphSpec(Config, kw_only=True):
     outputs: tuple[TensorSpec, ...]
 
 
-class FileSpec(Config, kw_only=True):
+class FileSpec(Config, frozen=True, kw_only=True):
     """Integrity of one bundle file."""
 
     sha256: str
     num_bytes: int
 
 
-class ModelDims(Config, kw_only=True):
+class ModelDims(Config, frozen=True, kw_only=True):
     """Sizes of the exported network."""
 
     num_layers: int
@@ -65,7 +65,7 @@ class ModelDims(Config, kw_only=True):
         return self.num_layers * 2 * self.num_kv_heads * self.head_dim * 4
 
 
-class Limits(Config, kw_only=True):
+class Limits(Config, frozen=True, kw_only=True):
     """What the server accepts; beyond them a request is rejected, never cut silently."""
 
     max_prefix_len: int
@@ -74,7 +74,7 @@ class Limits(Config, kw_only=True):
     """Tokens of one suffix: query text, soft prompt and <USER_EMB>."""
 
 
-class Manifest(Config, kw_only=True):
+class Manifest(Config, frozen=True, kw_only=True):
     """All a reader needs to run the bundle's graphs."""
 
     format_version: int
@@ -93,7 +93,7 @@ class Manifest(Config, kw_only=True):
     files: dict[str, FileSpec]
 
 
-class ParityCase(Config, kw_only=True):
+class ParityCase(Config, frozen=True, kw_only=True):
     """One user with queries and the embeddings torch gave for them at export."""
 
     texts: tuple[tuple[str, ...], ...]

@@ -15,7 +15,7 @@ from qanchor.errors import ConfigError
 TEXTS_PER_PIECE = 256
 
 
-class EventEncoderConfig(Config, kw_only=True):
+class EventEncoderConfig(Config, frozen=True, kw_only=True):
     """The event text encoder: a Hugging Face directory, or a small BERT trained along."""
 
     path: str = ""

@@ -21,7 +21,7 @@ SPLITS = ("train", "valid", "test")
 Probe = Callable[[Mapping[str, SplitData]], ProbeResult]
 
 
-class ScenarioScore(Config, kw_only=True):
+class ScenarioScore(Config, frozen=True, kw_only=True):
     """Probe quality of one scenario on the test users that have a label."""
 
     scenario: str
@@ -31,7 +31,7 @@ class ScenarioScore(Config, kw_only=True):
     base_rate: float
 
 
-class MethodScore(Config, kw_only=True):
+class MethodScore(Config, frozen=True, kw_only=True):
     """One method over all scenarios."""
 
     method: str
@@ -40,7 +40,7 @@ class MethodScore(Config, kw_only=True):
     scenarios: tuple[ScenarioScore, ...]
 
 
-class Evaluation(Config, kw_only=True):
+class Evaluation(Config, frozen=True, kw_only=True):
     """All methods on one data set; the JSON behind every table."""
 
     dataset: str
@@ -62,8 +62,9 @@ def evaluate(
         raise DataError(
             "scenarios.json", str(dataset.path), "the data set has no scenarios", "add them"
         )
-    users = [user for split in SPLITS for user in _first(dataset.user_ids(split), max_users)]
-    rendered = render_users(dataset, users)
+    chosen = [user for split in SPLITS for user in _first(dataset.user_ids(split), max_users)]
+    rendered = render_users(dataset, chosen)
+    users = list(rendered.user_ids)
     questions = [scenario.question for scenario in dataset.scenarios]
     methods = []
     for name, checkpoint in checkpoints.items():
@@ -85,11 +86,19 @@ def evaluate(
     )
 
 
+def probe_scenario(
+    dataset: Dataset, scenario: str, users: list[str], matrix: Features, probe: Probe = linear_probe
+) -> ProbeResult:
+    """Fit and judge one probe; row i of `matrix` [U, F] belongs to users[i]. Raises DataError."""
+    row_of = {user: row for row, user in enumerate(users)}
+    return probe(_splits(dataset, scenario, row_of, matrix))
+
+
 def handmade_matrix(dataset: Dataset, users: list[str]) -> Features:
     """Hand-made features [U, F]; columns are learnt from the train users among `users`."""
-    profiles = list(dataset.profiles(user_ids=users))
-    space = learn_space([p for p in profiles if dataset.split_of[p.user_id] == "train"])
-    return np.stack([features(profile, space) for profile in profiles])
+    by_user = {profile.user_id: profile for profile in dataset.profiles(user_ids=users)}
+    space = learn_space([by_user[user] for user in users if dataset.split_of[user] == "train"])
+    return np.stack([features(by_user[user], space) for user in users])
 
 
 def markdown_table(evaluation: Evaluation) -> str:

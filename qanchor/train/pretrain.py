@@ -105,7 +105,10 @@ def compute_losses(
     if loss.next_token_weight:
         next_token = next_token_loss(*model.answer_logits(states_BSD, batch.labels_BS))
     if loss.contrastive_weight:
-        contrastive = contrastive_loss(anchor_QZ, semantic_QZ, loss, is_masked=is_masked)
+        equal_QQ = (answers_QA[:, None] == answers_QA).all(dim=-1)
+        contrastive = contrastive_loss(
+            anchor_QZ, semantic_QZ, loss, is_masked=is_masked, equal_QQ=equal_QQ
+        )
     return StepLosses(contrastive, next_token, anchor_QZ, semantic_QZ)
 
 
@@ -191,9 +194,9 @@ class Trainer:
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
         """Mean loss terms and retrieval (right answer among the batch's) over held-out users."""
-        heldout = batch_order(self.recipe, self.data.corpus, self.data.heldout)
         if not self.data.heldout.users:
             return {}
+        heldout = batch_order(self.recipe, self.data.corpus, self.data.heldout)
         self.model.eval()
         rows = []
         for index in range(heldout.batches_per_epoch):

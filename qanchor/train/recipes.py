@@ -10,14 +10,14 @@ from qanchor.errors import ConfigError
 from qanchor.losses import LossConfig
 
 
-class HeadConfig(Config, kw_only=True):
+class HeadConfig(Config, frozen=True, kw_only=True):
     """The projection from decoder width to the embedding."""
 
     inner_dim: int = 512
     embedding_dim: int = 128
 
 
-class TrainConfig(Config, kw_only=True):
+class TrainConfig(Config, frozen=True, kw_only=True):
     """Optimisation, schedule and bookkeeping."""
 
     steps: int = 1000
@@ -43,7 +43,7 @@ class TrainConfig(Config, kw_only=True):
     seed: int = 0
 
 
-class Recipe(Config, kw_only=True):
+class Recipe(Config, frozen=True, kw_only=True):
     """Everything that decides a pre-training run, apart from the data."""
 
     name: str
@@ -61,7 +61,7 @@ def mini() -> Recipe:
     """Trains from scratch on 2 CPU cores in well under 45 minutes."""
     return Recipe(
         name="mini",
-        loss=LossConfig(mask_from_step=200),
+        loss=LossConfig(mask_from_step=200, drop_equal_answers=True),
         train=TrainConfig(learning_rate=1e-3, steps=1200, warmup_steps=60),
     )
 

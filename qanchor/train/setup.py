@@ -37,7 +37,7 @@ def prepare(recipe: Recipe, dataset: Dataset, triples_path: Path) -> tuple[Check
     Labels are not read. Raises DataError when the triples name a user outside the train split.
     """
     rendered = render_users(dataset, dataset.user_ids("train"))
-    _, queries, answers = read_triple_texts(triples_path)
+    _, _, queries, answers = read_triple_texts(triples_path)
     rng = np.random.default_rng(recipe.train.seed)
     event_tokenizer = _event_tokenizer(recipe, _sample(list(rendered.texts), rng))
     tokenizer = _decoder_tokenizer(recipe, _sample(sorted(set(queries)) + answers, rng))
@@ -56,7 +56,7 @@ def prepare(recipe: Recipe, dataset: Dataset, triples_path: Path) -> tuple[Check
 
 
 def render_users(dataset: Dataset, user_ids: list[str]) -> RenderedCorpus:
-    """Render the given users of a data set, in the order given."""
+    """Render the given users of a data set; `user_ids` of the result tell their order."""
     return render_corpus(dataset.profiles(user_ids=user_ids), dataset.schema, len(user_ids))
 
 
@@ -80,8 +80,10 @@ def material(checkpoint: Checkpoint, rendered: RenderedCorpus, triples_path: Pat
 
 def batch_order(recipe: Recipe, corpus: PrefixCorpus, triples: UserTriples) -> BatchOrder:
     """The deterministic visiting order of `triples` under a recipe."""
+    counts = triples.topic_counts
     return BatchOrder(
         triples=triples,
+        topic_share=counts / counts.sum(),
         prefix_lens=np.array([corpus.prefix_len(user) for user in triples.users]),
         users_per_batch=recipe.train.users_per_batch,
         queries_per_user=recipe.train.queries_per_user,
@@ -94,6 +96,7 @@ def _select(triples: UserTriples, entries: np.ndarray) -> UserTriples:
     return UserTriples(
         tuple(triples.users[entry] for entry in kept),
         tuple(triples.segments[entry] for entry in kept),
+        tuple(triples.topics[entry] for entry in kept),
     )
 
 

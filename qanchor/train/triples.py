@@ -1,7 +1,8 @@
 """Triples in memory and the deterministic order in which training visits them.
 
 The order follows from (seed, epoch) alone: any step's batch can be rebuilt without history, which
-is what makes resuming exact.
+is what makes resuming exact. A step draws a few topics and asks them of all its users, so that
+most negatives answer the same question about another user: only behaviour tells them apart.
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -25,13 +27,20 @@ class UserTriples:
 
     users: tuple[int, ...]
     segments: tuple[tuple[Segment, ...], ...]
+    topics: tuple[tuple[int, ...], ...]
+    """Topic number of each segment."""
+
+    @property
+    def topic_counts(self) -> npt.NDArray[np.int64]:
+        """Triples per topic number."""
+        return np.bincount([topic for of_user in self.topics for topic in of_user])
 
 
-def read_triple_texts(path: Path) -> tuple[list[str], list[str], list[str]]:
-    """User ids, queries, answers of a triples file, row by row."""
-    table = pq.read_table(path, columns=["user_id", "query", "answer"])
-    user_ids, queries, answers = (column.to_pylist() for column in table.columns)
-    return [str(user_id) for user_id in user_ids], queries, answers
+def read_triple_texts(path: Path) -> tuple[list[str], list[str], list[str], list[str]]:
+    """User ids, topics, queries, answers of a triples file, row by row."""
+    table = pq.read_table(path, columns=["user_id", "topic", "query", "answer"])
+    user_ids, topics, queries, answers = (column.to_pylist() for column in table.columns)
+    return [str(user_id) for user_id in user_ids], topics, queries, answers
 
 
 def load_triples(path: Path, checkpoint: Checkpoint, user_ids: Sequence[str]) -> UserTriples:
@@ -40,10 +49,12 @@ def load_triples(path: Path, checkpoint: Checkpoint, user_ids: Sequence[str]) ->
     Raises DataError for a triple of another user: only train users may be learnt from.
     """
     row_of = {user_id: row for row, user_id in enumerate(user_ids)}
-    by_user: dict[int, list[Segment]] = {}
-    query_ids: dict[str, tuple[int, ...]] = {}
+    by_user: dict[int, list[tuple[Segment, int]]] = {}
+    ids_of: dict[str, tuple[int, ...]] = {}
+    topic_of: dict[str, int] = {}
     rows = zip(*read_triple_texts(path), strict=True)
-    for number, (user_id, query, answer) in enumerate(tqdm(rows, desc="tokenising triples")):
+    bar = tqdm(rows, desc="tokenising triples", unit="triple")
+    for number, (user_id, topic, query, answer) in enumerate(bar):
         if user_id not in row_of:
             raise DataError(
                 f"{path.name}:{number}:user_id",
@@ -51,12 +62,19 @@ def load_triples(path: Path, checkpoint: Checkpoint, user_ids: Sequence[str]) ->
                 "is no train user",
                 "make the triples again",
             )
-        if query not in query_ids:
-            query_ids[query] = checkpoint.encode_query(query)
-        segment = Segment(query_ids[query], checkpoint.encode_answer(answer))
-        by_user.setdefault(row_of[user_id], []).append(segment)
+        if query not in ids_of:
+            ids_of[query] = checkpoint.encode_query(query)
+        if answer not in ids_of:
+            ids_of[answer] = checkpoint.encode_answer(answer)
+        segment = Segment(ids_of[query], ids_of[answer])
+        topic_number = topic_of.setdefault(topic, len(topic_of))
+        by_user.setdefault(row_of[user_id], []).append((segment, topic_number))
     users = tuple(sorted(by_user))
-    return UserTriples(users, tuple(tuple(by_user[user]) for user in users))
+    return UserTriples(
+        users,
+        tuple(tuple(segment for segment, _ in by_user[user]) for user in users),
+        tuple(tuple(topic for _, topic in by_user[user]) for user in users),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +82,9 @@ class BatchOrder:
     """Which triples stand in which step: users of like prefix length together."""
 
     triples: UserTriples
-    prefix_lens: np.ndarray
+    topic_share: npt.NDArray[np.float64]
+    """Probability of drawing each topic."""
+    prefix_lens: npt.NDArray[np.int64]
     users_per_batch: int
     queries_per_user: int
     seed: int
@@ -80,16 +100,22 @@ class BatchOrder:
         rng = np.random.default_rng([self.seed, epoch])
         chosen = self._epoch(rng)[index]
         rng = np.random.default_rng([self.seed, epoch, index])
+        count = min(self.queries_per_user, int((self.topic_share > 0).sum()))
+        drawn = rng.choice(len(self.topic_share), size=count, replace=False, p=self.topic_share)
         users, segments = [], []
         for entry in chosen:
-            of_user = self.triples.segments[entry]
-            count = min(self.queries_per_user, len(of_user))
-            picks = rng.choice(len(of_user), size=count, replace=False)
             users.append(self.triples.users[entry])
-            segments.append([of_user[pick] for pick in picks])
+            segments.append(self._pick(entry, set(drawn.tolist()), rng))
         return users, segments
 
-    def _epoch(self, rng: np.random.Generator) -> list[np.ndarray]:
+    def _pick(self, entry: int, drawn: set[int], rng: np.random.Generator) -> list[Segment]:
+        """The user's triples of the drawn topics, filled up with others where it has none."""
+        of_user, topics = self.triples.segments[entry], self.triples.topics[entry]
+        order = rng.permutation(len(of_user)).tolist()
+        order.sort(key=lambda pick: topics[pick] not in drawn)
+        return [of_user[pick] for pick in order[: self.queries_per_user]]
+
+    def _epoch(self, rng: np.random.Generator) -> list[npt.NDArray[np.int64]]:
         order = rng.permutation(len(self.triples.users))
         size = self.users_per_batch
         batches = []

@@ -57,6 +57,17 @@ def test_contrastive_loss_equals_the_written_out_sum(config: LossConfig) -> None
     )
 
 
+def test_equal_answers_can_be_dropped_as_negatives() -> None:
+    u, v = unit_vectors(3, 1), unit_vectors(3, 2)
+    equal = torch.eye(3, dtype=torch.bool)
+    equal[0, 2] = equal[2, 0] = True
+    config = LossConfig(margin=None, terms=("anchor_semantic",), drop_equal_answers=True)
+    s = (u @ v.T / config.temperature).exp()
+    kept = [s[0, 0] + s[0, 1], s[1].sum(), s[2, 1] + s[2, 2]]
+    expected = -sum(torch.log(s[i, i] / kept[i]) for i in range(3)) / 3
+    assert float(contrastive_loss(u, v, config, equal_QQ=equal)) == pytest.approx(float(expected))
+
+
 def test_the_mask_can_be_held_back() -> None:
     u, v = unit_vectors(7, 1), unit_vectors(7, 2)
     unmasked = contrastive_loss(u, v, LossConfig(margin=None))

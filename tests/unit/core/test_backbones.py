@@ -1,0 +1,112 @@
+"""Real loading code on small checkpoints made here: Hugging Face directories, LoRA, wrong ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel, Qwen2Config, Qwen2ForCausalLM
+
+from qanchor.checkpoint import load_checkpoint
+from qanchor.config import override
+from qanchor.data.dataset import open_dataset
+from qanchor.data.useru import write_triples
+from qanchor.data.wallet import generate_wallet
+from qanchor.decoder import DecoderConfig, build_language_model
+from qanchor.encoder.event_encoder import EventEncoderConfig, build_event_encoder
+from qanchor.errors import ConfigError
+from qanchor.tokenization import train_decoder_tokenizer, train_event_tokenizer
+from qanchor.train.pretrain import UNTRAINED, pretrain
+from qanchor.train.recipes import qwen2_5_0_5b
+
+TEXTS = ["12 days ago: takeout, Noodle House, 30 yuan", "Will the user order takeout food?"]
+
+
+@pytest.fixture(scope="module")
+def decoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Qwen2 with its tokenizer, as a Hugging Face directory."""
+    directory = tmp_path_factory.mktemp("qwen2")
+    tokenizer = train_decoder_tokenizer(TEXTS, 300)
+    qwen2 = Qwen2Config(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=32, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, intermediate_size=48,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    Qwen2ForCausalLM(qwen2).save_pretrained(directory)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def encoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small BERT with its tokenizer, as a Hugging Face directory."""
+    directory = tmp_path_factory.mktemp("bert")
+    tokenizer = train_event_tokenizer(TEXTS, 300)
+    bert = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=16, num_hidden_layers=2,
+        num_attention_heads=2, intermediate_size=24, max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(2)
+    BertModel(bert).save_pretrained(directory)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+def test_the_methods_recipe_trains_adapters_on_frozen_backbones(
+    decoder_dir: Path, encoder_dir: Path, tmp_path: Path
+) -> None:
+    generate_wallet(tmp_path / "data", 40, seed=5)
+    dataset = open_dataset(tmp_path / "data")
+    write_triples(dataset, tmp_path / "triples.parquet")
+    recipe = override(
+        qwen2_5_0_5b(),
+        [
+            f"decoder.path={decoder_dir}", f"event_encoder.path={encoder_dir}", "lora.rank=4",
+            "train.steps=3", "train.users_per_batch=4", "train.warmup_steps=1",
+            "train.heldout_users=0", "train.num_threads=1",
+        ],
+    )  # fmt: skip
+    latest = pretrain(recipe, dataset, tmp_path / "triples.parquet", tmp_path / "run")
+    before = load_checkpoint(tmp_path / "run" / UNTRAINED)
+    after = load_checkpoint(latest)
+    moved = {
+        name
+        for (name, old), new in zip(
+            before.model.named_parameters(), after.model.parameters(), strict=True
+        )
+        if not torch.equal(old, new)
+    }
+    assert any("lora_B" in name and "language_model" in name for name in moved)
+    assert any("lora_B" in name and "event_encoder" in name for name in moved)
+    assert any(name.startswith("encoder.event_adapters") for name in moved)
+    assert any("trainable_tokens" in name for name in moved)
+    assert not [name for name in moved if "base_layer" in name or "original_module" in name]
+    pretrained = Qwen2ForCausalLM.from_pretrained(decoder_dir).model.layers[0].self_attn.q_proj
+    kept = next(
+        parameter
+        for name, parameter in after.model.named_parameters()
+        if name.endswith("layers.0.self_attn.q_proj.base_layer.weight")
+    )
+    assert torch.equal(kept, pretrained.weight)
+
+
+def test_a_directory_without_a_model_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"decoder\.path.*no config\.json"):
+        build_language_model(DecoderConfig(path=str(tmp_path)), 10)
+    with pytest.raises(ConfigError, match=r"event_encoder\.path.*no config\.json"):
+        build_event_encoder(EventEncoderConfig(path=str(tmp_path)), 10, 0)
+
+
+def test_a_model_of_another_kind_is_refused(decoder_dir: Path, encoder_dir: Path) -> None:
+    with pytest.raises(ConfigError, match="must be of model_type qwen2"):
+        build_language_model(DecoderConfig(path=str(encoder_dir)), 10)
+    with pytest.raises(ConfigError, match="must be of model_type bert"):
+        build_event_encoder(EventEncoderConfig(path=str(decoder_dir)), 10, 0)
+
+
+def test_sliding_windows_are_refused(decoder_dir: Path, tmp_path: Path) -> None:
+    found = json.loads((decoder_dir / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(found | {"use_sliding_window": True}))
+    with pytest.raises(ConfigError, match="sliding-window"):
+        build_language_model(DecoderConfig(path=str(tmp_path)), 10)
