@@ -11,7 +11,7 @@ import msgspec
 import torch
 from safetensors.torch import load_model, save_model
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModel, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModel, PreTrainedModel, Qwen2ForCausalLM
 
 from qanchor import config
 from qanchor.config import Config, ProfileSchema, Scenario
@@ -130,7 +130,7 @@ def at_step(checkpoint: Checkpoint, step: int) -> Checkpoint:
 
 
 def _assemble(
-    meta: CheckpointMeta, event_encoder: EventEncoder, language_model: torch.nn.Module
+    meta: CheckpointMeta, event_encoder: EventEncoder, language_model: PreTrainedModel
 ) -> QAnchorModel:
     recipe, tokens = meta.recipe, meta.tokens
     hidden_dim = int(language_model.config.hidden_size)

@@ -26,7 +26,7 @@ class ModalitySpec(Config, frozen=True, kw_only=True):
     name: str
     """Lower-case identifier; also names the special tokens <|name_start|> and <|name_end|>."""
     kind: Literal["events", "attributes"] = "events"
-    """`events`: time-stamped behaviour. `attributes`: one text per tabular attribute of the user."""
+    """`events`: time-stamped behaviour. `attributes`: one text per tabular attribute."""
     max_events: int
     """Newest events (or first attributes) kept per user; one prefix position each."""
     max_event_tokens: int
@@ -34,7 +34,8 @@ class ModalitySpec(Config, frozen=True, kw_only=True):
     group_by: Literal["none", "day"] = "none"
     """`day` joins a day's events of this modality into one text, one item per event type."""
     template: str = "{days_ago} days ago: {text}"
-    """Event text. Fields: days_ago, text, event_type, value; grouped: days_ago, items, num_events."""
+    """Event text. Fields: days_ago, text, event_type, value; by day: days_ago, items,
+    num_events."""
     item_template: str = "{event_type} {num_events}x {total_value}"
     """One event type within a grouped day. Fields: event_type, num_events, total_value."""
 

@@ -77,7 +77,7 @@ def _load(path: Path, num_tokens: int) -> PreTrainedModel:
     if getattr(found, "use_sliding_window", False):
         raise ConfigError(field, True, "sliding-window attention is not supported", "turn it off")
     model = Qwen2ForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32)
-    if model.get_input_embeddings().num_embeddings < num_tokens:
+    if len(model.get_input_embeddings().weight) < num_tokens:
         model.resize_token_embeddings(num_tokens, mean_resizing=False)
     return model
 
@@ -85,10 +85,10 @@ def _load(path: Path, num_tokens: int) -> PreTrainedModel:
 def add_lora(
     model: PreTrainedModel, config: LoraConfig, targets: tuple[str, ...], new_tokens: list[int]
 ) -> PreTrainedModel:
-    """Freeze `model` and give it LoRA adapters; rows `new_tokens` of its embedding stay trainable."""
+    """Freeze `model` and give it LoRA adapters; embedding rows `new_tokens` stay trainable."""
     import peft
 
-    return peft.get_peft_model(
+    adapted: PreTrainedModel = peft.get_peft_model(
         model,
         peft.LoraConfig(
             r=config.rank,
@@ -98,3 +98,4 @@ def add_lora(
             trainable_token_indices={"embed_tokens": new_tokens} if new_tokens else None,
         ),
     )
+    return adapted

@@ -57,12 +57,13 @@ def add_prefix_tokens(tokenizer: Tokenizer, schema: ProfileSchema) -> PrefixToke
     starts = [f"<|{spec.name}_start|>" for spec in schema.modalities]
     ends = [f"<|{spec.name}_end|>" for spec in schema.modalities]
     tokenizer.add_special_tokens([USER_EMB, *starts, *ends])
-    end_of_text = _token_id(tokenizer, END_OF_TEXT, "decoder tokenizer")
+    where = "decoder tokenizer"
+    end_of_text = _token_id(tokenizer, END_OF_TEXT, where)
     return PrefixTokens(
         header=tuple(tokenizer.encode(schema.header, add_special_tokens=False).ids),
-        modality_start=tuple(tokenizer.token_to_id(token) for token in starts),
-        modality_end=tuple(tokenizer.token_to_id(token) for token in ends),
-        user_emb=tokenizer.token_to_id(USER_EMB),
+        modality_start=tuple(_token_id(tokenizer, token, where) for token in starts),
+        modality_end=tuple(_token_id(tokenizer, token, where) for token in ends),
+        user_emb=_token_id(tokenizer, USER_EMB, where),
         eos=end_of_text,
         pad=end_of_text,
     )

@@ -24,9 +24,9 @@ PAD_SEGMENT = -1
 class AnchorBatch:
     """Users with packed query segments; int64 tensors on one device.
 
-    `event_token_ids_NT`: unique event texts of the batch, shortest first. `adapter_BP`, `prefix_token_ids_BP`: as
-    PrefixLayout. `event_row_BP`: row of the text at event positions, else 0. `prefix_len_B`: true
-    lengths. `suffix_token_ids_BS`; `segment_BS`: query number within the user, -1 is padding;
+    `event_token_ids_NT`: unique event texts of the batch, shortest first. `adapter_BP`,
+    `prefix_token_ids_BP`: as PrefixLayout. `event_row_BP`: row of the text at event positions,
+    else 0. `prefix_len_B`: true lengths. `suffix_token_ids_BS`; `segment_BS`: query number within the user, -1 is padding;
     `position_BS`: absolute RoPE positions. `labels_BS`: next answer token where one is to be
     predicted, else -100. `emb_user_Q`, `emb_column_Q`: user and suffix column of each <USER_EMB>.
     """
@@ -79,22 +79,29 @@ class QAnchorModel(nn.Module):
         self.head = head
 
     @property
-    def decoder(self) -> nn.Module:
+    def decoder(self) -> PreTrainedModel:
         """The transformers Qwen2Model without the vocabulary projection, adapters included."""
-        return self.language_model.get_decoder()
+        decoder: PreTrainedModel = self.language_model.get_decoder()
+        return decoder
+
+    def embed_tokens(self, token_ids: Tensor) -> Tensor:
+        """Input embeddings [..., D] of token ids [...]."""
+        embeddings: Tensor = self.decoder.get_input_embeddings()(token_ids)
+        return embeddings
 
     def prefix_embeddings(self, batch: AnchorBatch) -> Tensor:
         """Input embeddings [B, P, D] of the prefixes, Q-Anchor Eq. (2)."""
-        event_vectors_NE = self.event_encoder.encode_sorted(batch.event_token_ids_NT)
-        token_embeddings_BPD = self.decoder.embed_tokens(batch.prefix_token_ids_BP)
-        return self.encoder(
+        event_vectors_NE = self.event_encoder.in_pieces(batch.event_token_ids_NT)
+        token_embeddings_BPD = self.embed_tokens(batch.prefix_token_ids_BP)
+        filled_BPD: Tensor = self.encoder(
             token_embeddings_BPD, batch.adapter_BP, event_vectors_NE[batch.event_row_BP]
         )
+        return filled_BPD
 
     def anchor(self, batch: AnchorBatch) -> tuple[Tensor, Tensor]:
         """Anchor embeddings u_{i,q} [Q, Z] and suffix hidden states [B, S, D]."""
         prefix_BPD = self.prefix_embeddings(batch)
-        suffix_BSD = self.decoder.embed_tokens(batch.suffix_token_ids_BS)
+        suffix_BSD = self.embed_tokens(batch.suffix_token_ids_BS)
         prefix_len = prefix_BPD.shape[1]
         position_BP = torch.arange(prefix_len, device=prefix_BPD.device).expand(len(prefix_BPD), -1)
         states_BLD = self.decoder(
@@ -123,7 +130,8 @@ class QAnchorModel(nn.Module):
             input_ids=answer_token_ids_QA, attention_mask=mask_QA, use_cache=False
         ).last_hidden_state
         rows_Q = torch.arange(len(answer_len_Q), device=answer_len_Q.device)
-        return self.head(states_QAD[rows_Q, answer_len_Q - 1])
+        semantic_QZ: Tensor = self.head(states_QAD[rows_Q, answer_len_Q - 1])
+        return semantic_QZ
 
 
 def packed_mask(batch: AnchorBatch, dtype: torch.dtype) -> Tensor:

@@ -89,7 +89,8 @@ def serving(bundle: Path, profiles: Path) -> Iterator[str]:
     """A server on a free port of this machine, as a process of its own; yields its address."""
     with tempfile.TemporaryDirectory() as directory:
         port_file = Path(directory) / "port"
-        command = f"serve {bundle} --address 127.0.0.1:0 --data-dir {profiles} --port-file {port_file}"
+        where = f"--address 127.0.0.1:0 --data-dir {profiles} --port-file {port_file}"
+        command = f"serve {bundle} {where}"
         say(f"qanchor {command}")
         server = subprocess.Popen([sys.executable, "-m", "qanchor.cli", *shlex.split(command)])
         try:
@@ -107,9 +108,7 @@ def serving(bundle: Path, profiles: Path) -> Iterator[str]:
 def ask(address: str, dataset: Dataset, users: Sequence[str]) -> Answers:
     """Put the users' profiles, then ask all scenarios about all users in one stream, twice."""
     scenarios = tuple(scenario.name for scenario in dataset.scenarios)
-    items = [
-        EmbedRequestItem(request_id=user, user_id=user, scenarios=scenarios) for user in users
-    ]
+    items = [EmbedRequestItem(request_id=user, user_id=user, scenarios=scenarios) for user in users]
     with Client(address) as client:
         for profile in dataset.profiles(user_ids=list(users)):
             client.put_profile(profile)
@@ -158,8 +157,8 @@ def report(
     verdict = "equal" if worst <= TOLERANCE else "NOT EQUAL"
     print(f"served vectors against full torch passes: {verdict}, largest difference {worst:.1e}")
     print(
-        f"{len(questions)} queries of a cached user {cached_ms:.1f} ms, {len(questions)} full torch "
-        f"passes {full_ms:.1f} ms: {full_ms / cached_ms:.1f} x"
+        f"{len(questions)} queries of a cached user {cached_ms:.1f} ms, "
+        f"{len(questions)} full torch passes {full_ms:.1f} ms: {full_ms / cached_ms:.1f} x"
     )
     return worst <= TOLERANCE
 
@@ -183,7 +182,8 @@ def print_scenarios(dataset: Dataset, answers: Answers, probes: list[list[ProbeR
 
 def print_timings(answers: Answers) -> None:
     """Cache state and time split of both rounds, user by user."""
-    print(f"{'user':8}{'round':8}{'prefix':>8}  {'cache state':14}{'queue':>8}{'prefill':>9}{'suffix':>8}")
+    names = f"{'queue':>8}{'prefill':>9}{'suffix':>8}"
+    print(f"{'user':8}{'round':8}{'prefix':>8}  {'cache state':14}{names}")
     for name, round_ in (("first", answers.first), ("second", answers.second)):
         for user, answer in round_.items():
             seen = answer.provenance

@@ -115,12 +115,15 @@ def past_names(num_layers: int) -> list[str]:
 
 
 def present_names(num_layers: int) -> list[str]:
-    """Names of the prefix graph's outputs, key then value per layer: [1, num_kv_heads, chunk_len, head_dim]."""
+    """Names of the prefix graph's outputs, key then value per layer.
+
+    Each is [1, num_kv_heads, chunk_len, head_dim].
+    """
     return [f"present.{layer}.{part}" for layer in range(num_layers) for part in ("key", "value")]
 
 
 def event_encoder_spec(dims: ModelDims) -> GraphSpec:
-    """`event_encoder.onnx`: event text tokens to pre-adapter event vectors (mask = id is not pad)."""
+    """`event_encoder.onnx`: event text tokens to pre-adapter vectors (mask = id is not pad)."""
     return GraphSpec(
         file="event_encoder.onnx",
         inputs=(TensorSpec(name="event_token_ids", dtype="int64", dims=("num_texts", "text_len")),),

@@ -47,13 +47,14 @@ class EventEncoder(nn.Module):
         states_NTE = self.model(
             input_ids=event_token_ids_NT, attention_mask=mask_NT
         ).last_hidden_state
-        return states_NTE[:, 0]
+        vectors_NE: Tensor = states_NTE[:, 0]
+        return vectors_NE
 
-    def encode_sorted(self, event_token_ids_NT: Tensor) -> Tensor:
-        """The same vectors for texts sorted by length: pieces of like length, little padding."""
+    def in_pieces(self, event_token_ids_NT: Tensor) -> Tensor:
+        """The same vectors, each piece cut to its longest text: for texts sorted by length."""
         pieces = []
         for piece_NT in event_token_ids_NT.split(TEXTS_PER_PIECE):
-            text_len = int((piece_NT[-1] != self.pad_id).sum())
+            text_len = int((piece_NT != self.pad_id).sum(dim=1).max())
             pieces.append(self(piece_NT[:, : max(text_len, 1)]))
         return torch.cat(pieces)
 
@@ -99,5 +100,7 @@ def load_text_encoder(path: Path) -> PreTrainedModel:
             "the encoder must be of model_type bert (gte-base, bge, e5, MiniLM ...)",
             "choose such a checkpoint",
         )
-    kwargs = {"add_pooling_layer": False, "local_files_only": True, "dtype": torch.float32}
-    return AutoModel.from_pretrained(path, **kwargs)
+    model: PreTrainedModel = AutoModel.from_pretrained(
+        path, add_pooling_layer=False, local_files_only=True, dtype=torch.float32
+    )
+    return model

@@ -43,7 +43,7 @@ class HierarchicalEncoder(nn.Module):
     @property
     def adapters(self) -> list[Adapter]:
         """Adapters by id: index a - 1 serves adapter id a of `PrefixLayout.adapter_P`."""
-        return [self.user_adapter, self.modality_adapter, *self.event_adapters]  # type: ignore[list-item]
+        return [self.user_adapter, self.modality_adapter, *self.event_adapters]
 
     def forward(
         self, embeddings_BPD: Tensor, adapter_BP: Tensor, event_vectors_BPE: Tensor

@@ -1,4 +1,4 @@
-"""`qanchor eval`: probes of query-conditioned embeddings and baselines, per scenario and average."""
+"""Probes of query-conditioned embeddings and of baselines, per scenario and on average."""
 
 import logging
 from collections.abc import Callable, Mapping

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qanchor.data.prefix import PrefixTokens
 from qanchor.towers import PAD_SEGMENT, AnchorBatch
-from qanchor.train.corpus import PrefixCorpus
+from qanchor.train.corpus import IntArray, PrefixCorpus
 
 NO_LABEL = -100
 PAD_MULTIPLE = 8
@@ -62,9 +62,7 @@ def answer_batch(segments: Sequence[Segment], tokens: PrefixTokens) -> tuple[Ten
     return _stack(answers, tokens.pad), torch.tensor([len(answer) for answer in answers])
 
 
-def _distinct_texts(
-    rows: list[np.ndarray], corpus: PrefixCorpus
-) -> tuple[np.ndarray, list[np.ndarray]]:
+def _distinct_texts(rows: list[IntArray], corpus: PrefixCorpus) -> tuple[IntArray, list[IntArray]]:
     """Distinct text rows, shortest text first, and each user's places in that list."""
     distinct_N, inverse = np.unique(np.concatenate(rows), return_inverse=True)
     # Row -1 stands for "no event"; any text may take its place, nothing reads it.
@@ -78,16 +76,20 @@ def _distinct_texts(
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
-    token_ids: np.ndarray
-    segment: np.ndarray
-    position: np.ndarray
-    labels: np.ndarray
+    token_ids: IntArray
+    segment: IntArray
+    position: IntArray
+    labels: IntArray
     emb_columns: list[int]
 
 
 def _pack(segments: list[Segment], prefix_len: int, tokens: PrefixTokens) -> _Packed:
     """[query, <USER_EMB>, answer] per segment; eos is only ever a label, never an input."""
-    ids, numbers, positions, labels, emb_columns = [], [], [], [], []
+    ids: list[int] = []
+    numbers: list[int] = []
+    positions: list[int] = []
+    labels: list[int] = []
+    emb_columns: list[int] = []
     for number, segment in enumerate(segments):
         here = [*segment.query, tokens.user_emb, *segment.answer]
         emb_columns.append(len(ids) + len(segment.query))
@@ -96,11 +98,16 @@ def _pack(segments: list[Segment], prefix_len: int, tokens: PrefixTokens) -> _Pa
         positions.extend(range(prefix_len, prefix_len + len(here)))
         targets = [*segment.answer, tokens.eos] if segment.answer else [NO_LABEL]
         labels.extend([NO_LABEL] * len(segment.query) + targets)
-    columns = (np.array(column, dtype=np.int64) for column in (ids, numbers, positions, labels))
-    return _Packed(*columns, emb_columns)
+    return _Packed(
+        token_ids=np.array(ids, dtype=np.int64),
+        segment=np.array(numbers, dtype=np.int64),
+        position=np.array(positions, dtype=np.int64),
+        labels=np.array(labels, dtype=np.int64),
+        emb_columns=emb_columns,
+    )
 
 
-def _stack(rows: list[np.ndarray], fill: int) -> Tensor:
+def _stack(rows: list[IntArray], fill: int) -> Tensor:
     width = max(len(row) for row in rows)
     width += -width % PAD_MULTIPLE
     stacked = np.full((len(rows), width), fill, dtype=np.int64)

@@ -23,7 +23,7 @@ ENCODE_CHUNK = 50_000
 
 @dataclass(frozen=True, slots=True)
 class RenderedCorpus:
-    """Rendered users: `texts` are distinct; `rows[u]` are the user's N event texts in prefix order."""
+    """Rendered users: `texts` are distinct; `rows[u]` are a user's N texts in prefix order."""
 
     user_ids: tuple[str, ...]
     num_events: tuple[tuple[int, ...], ...]

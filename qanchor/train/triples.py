@@ -118,7 +118,7 @@ class BatchOrder:
     def _epoch(self, rng: np.random.Generator) -> list[npt.NDArray[np.int64]]:
         order = rng.permutation(len(self.triples.users))
         size = self.users_per_batch
-        batches = []
+        batches: list[npt.NDArray[np.int64]] = []
         for start in range(0, len(order), size * BUCKET_BATCHES):
             bucket = order[start : start + size * BUCKET_BATCHES]
             bucket = bucket[np.argsort(self.prefix_lens[bucket], kind="stable")]

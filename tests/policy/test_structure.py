@@ -46,7 +46,8 @@ def test_a_file_has_one_promise_and_a_bearable_size(path: Path) -> None:
 def test_serving_and_client_import_without_torch_and_transformers(module: str) -> None:
     code = (
         "import sys\n"
-        "for name in ('torch', 'transformers', 'pyarrow', 'onnx', 'sklearn'): sys.modules[name] = None\n"
+        "for name in ('torch', 'transformers', 'pyarrow', 'onnx', 'sklearn'):\n"
+        "    sys.modules[name] = None\n"
         f"import {module}\n"
         "if hasattr(sys.modules.get('qanchor.cli'), 'build_parser'):\n"
         "    sys.modules['qanchor.cli'].build_parser()\n"

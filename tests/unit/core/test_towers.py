@@ -9,7 +9,6 @@ from qanchor.data.prefix import slot_vectors
 from qanchor.eval.embed import embed_users
 from qanchor.train.batches import NO_LABEL, Segment, anchor_batch, answer_batch
 from qanchor.train.corpus import PrefixCorpus, RenderedCorpus
-
 from tests.unit.core.conftest import NUM_USERS, QUERIES
 
 

@@ -1,0 +1,165 @@
+"""The blocking client. Thread-safe: one client may be shared by threads."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from qanchor.client import messages
+from qanchor.client.errors import from_rpc_error
+from qanchor.client.values import (
+    AppendResult,
+    EmbedRequestItem,
+    EmbedResult,
+    ItemResult,
+    ProfileState,
+    Provenance,
+    PutResult,
+    ScenarioInfo,
+    ServerInfo,
+)
+from qanchor.data.profile import Event, Profile
+from qanchor.v1 import (
+    embedding_pb2_grpc,
+    profile_pb2,
+    profile_pb2_grpc,
+    scenario_pb2,
+    scenario_pb2_grpc,
+    server_info_pb2,
+    server_info_pb2_grpc,
+)
+
+DEFAULT_TIMEOUT_S = 10.0
+CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1),)
+
+
+class Client:
+    """Calls one server; every call has a deadline and raises ClientError when it fails."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        """`timeout_s`: deadline of calls that name none. `credentials`: None sends in the clear."""
+        self._timeout_s = timeout_s
+        if credentials is None:
+            self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+        self._embedding = embedding_pb2_grpc.EmbeddingServiceStub(self._channel)
+        self._profiles = profile_pb2_grpc.ProfileServiceStub(self._channel)
+        self._scenarios = scenario_pb2_grpc.ScenarioServiceStub(self._channel)
+        self._info = server_info_pb2_grpc.ServerInfoServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection; calls in flight are cancelled."""
+        self._channel.close()
+
+    def embed(
+        self,
+        user_id: str,
+        *,
+        scenarios: Sequence[str] = (),
+        queries: Sequence[str] = (),
+        dtype: str = "float32",
+        timeout: float | None = None,
+    ) -> EmbedResult:
+        """Embed a user: one row per scenario, then one per free-text query.
+
+        `dtype` is the wire form, `float32` or `float16`; rows are float32 either way. `timeout`
+        in seconds. Raises ClientError, InvalidInput.
+        """
+        request = messages.embed_request(user_id, scenarios, queries, dtype)
+        return messages.embed_result(self._call(self._embedding.Embed, request, timeout))
+
+    def stream_embed(
+        self,
+        items: Iterable[EmbedRequestItem],
+        *,
+        dtype: str = "float32",
+        timeout: float | None = None,
+    ) -> Iterator[ItemResult]:
+        """Embed many users over one stream; results come as they are ready, in any order.
+
+        The stream begins with the first step of the iteration and ends when it is left.
+        `timeout` covers the whole stream. A failed item is an ItemResult with its error; raises
+        ClientError only when the stream itself fails.
+        """
+        requests = (messages.stream_request(item, dtype) for item in items)
+        call = self._embedding.StreamEmbed(requests, timeout=self._seconds(timeout))
+        try:
+            for response in call:
+                yield messages.item_result(response)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+        finally:
+            call.cancel()
+
+    def put_profile(self, profile: Profile, *, timeout: float | None = None) -> PutResult:
+        """Store a profile; durable on return. Raises ClientError."""
+        request = messages.put_request(profile)
+        return messages.put_result(self._call(self._profiles.PutProfile, request, timeout))
+
+    def append_events(
+        self,
+        user_id: str,
+        events: Sequence[Event],
+        *,
+        as_of_s: int | None = None,
+        append_id: str = "",
+        timeout: float | None = None,
+    ) -> AppendResult:
+        """Add events; with `append_id` a repeated call stores them once. Raises ClientError."""
+        request = messages.append_request(user_id, events, as_of_s, append_id)
+        return messages.append_result(self._call(self._profiles.AppendEvents, request, timeout))
+
+    def warm_profile(self, user_id: str, *, timeout: float | None = None) -> Provenance:
+        """Encode a user's prefix now. Raises ClientError."""
+        request = profile_pb2.WarmProfileRequest(user_id=user_id)
+        response = self._call(self._profiles.WarmProfile, request, timeout)
+        return messages.provenance(response.provenance)
+
+    def profile_state(self, user_id: str, *, timeout: float | None = None) -> ProfileState:
+        """What the server knows of a user. Raises ClientError."""
+        request = profile_pb2.GetProfileStateRequest(user_id=user_id)
+        return messages.profile_state(self._call(self._profiles.GetProfileState, request, timeout))
+
+    def delete_profile(self, user_id: str, *, timeout: float | None = None) -> bool:
+        """Delete a user everywhere; True when one was stored. Raises ClientError."""
+        request = profile_pb2.DeleteProfileRequest(user_id=user_id)
+        response = self._call(self._profiles.DeleteProfile, request, timeout)
+        return bool(response.was_stored)
+
+    def list_scenarios(self, *, timeout: float | None = None) -> list[ScenarioInfo]:
+        """The server's scenarios, by name. Raises ClientError."""
+        request = scenario_pb2.ListScenariosRequest()
+        return messages.scenario_infos(self._call(self._scenarios.ListScenarios, request, timeout))
+
+    def server_info(self, *, timeout: float | None = None) -> ServerInfo:
+        """What the server runs and how it is doing. Raises ClientError."""
+        request = server_info_pb2.GetServerInfoRequest()
+        return messages.server_info(self._call(self._info.GetServerInfo, request, timeout))
+
+    def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
+        try:
+            return method(request, timeout=self._seconds(timeout))
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+
+    def _seconds(self, timeout: float | None) -> float:
+        return self._timeout_s if timeout is None else timeout

@@ -1,0 +1,66 @@
+"""What the worker asks of an engine: the graphs of one bundle on one device.
+
+Must not know scheduling, gRPC or profiles. All methods are called from the worker thread only.
+
+Legend: N texts, T text length, C chunk length, E event_dim, Q queries, Z embedding_dim.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from qanchor_server.engine.packing import PackedSuffix
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+SlotT = TypeVar("SlotT")
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixChunk:
+    """Consecutive prefix positions: `token_ids_C`, `adapter_C` int64, `vectors_CE` float32.
+
+    Dense, C-order. `start` positions of the prefix are already in the slot.
+    """
+
+    token_ids_C: IntArray
+    adapter_C: IntArray
+    vectors_CE: FloatArray
+    start: int
+
+
+class Engine(Protocol[SlotT]):
+    """Runs event encoder, prefix and suffix graph; owns the slots' tensors."""
+
+    def encode_events(self, token_ids_NT: IntArray) -> FloatArray:
+        """Event vectors [N, E] of texts padded with the manifest's event_pad.
+
+        Raises Retryable when the device has no memory left now.
+        """
+        ...
+
+    def allocate_slot(self, capacity: int) -> SlotT:
+        """A zeroed slot for `capacity` positions. Raises Retryable when out of memory."""
+        ...
+
+    def clear_slot(self, slot: SlotT) -> None:
+        """Overwrite a slot, and working copies of any slot, with zeros."""
+        ...
+
+    def free_slot(self, slot: SlotT) -> None:
+        """Give a slot's memory back; the slot must not be used again."""
+        ...
+
+    def prefill(self, slot: SlotT, chunk: PrefixChunk) -> None:
+        """Write keys and values of a chunk into the slot. Raises Retryable when out of memory."""
+        ...
+
+    def suffix(self, packed: PackedSuffix, slots: Sequence[SlotT]) -> FloatArray:
+        """L2-normalised embeddings [Q, Z]; `slots[b]` holds the prefix of packed user b.
+
+        Reads the slots only. Raises Retryable when out of memory.
+        """
+        ...

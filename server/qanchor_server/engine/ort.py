@@ -1,0 +1,240 @@
+"""The bundle's graphs on ONNX Runtime, with every slot's tensors bound once.
+
+A slot is one contiguous array of keys and values. Its per-layer views are bound when the slot is
+made; a step binds only its token inputs. One user: the graph reads the slot where it lies.
+Several users: their slots are copied into a padded working array first. Keys and values live in
+host memory; with another execution provider than the CPU's, ONNX Runtime copies them per step.
+
+Must not know scheduling or profiles. Call from the worker thread only.
+
+Legend: L layers, 2 key and value, B users, G KV heads, C prefix_capacity, K head_dim,
+T chunk length, Q queries, Z embedding_dim.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from qanchor.bundle.manifest import EVENT_ENCODER, PREFIX, SUFFIX, past_names, present_names
+from qanchor.bundle.reader import Bundle
+from qanchor.config import nearest
+from qanchor.errors import BundleError, ConfigError
+from qanchor_server.engine import FloatArray, IntArray, PrefixChunk
+from qanchor_server.engine.packing import PackedSuffix
+from qanchor_server.failures import Retryable
+
+EXPORT_ID_KEY = "qanchor.export_id"
+_CPU = "CPUExecutionProvider"
+_OUT_OF_MEMORY = ("failed to allocate", "bad_alloc", "out of memory")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrtOptions:
+    """How sessions are made; see ServerConfig for the trade-offs."""
+
+    execution_provider: str = _CPU
+    intra_op_threads: int = 0
+    allow_spinning: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OrtSlot:
+    """One user's keys and values and the bindings that read them."""
+
+    kv_L2GCK: FloatArray
+    prefix: Any
+    """IOBinding of the prefix graph, past bound."""
+    suffix: Any
+    """IOBinding of the suffix graph, past bound."""
+
+
+class OrtEngine:
+    """Event encoder, prefix and suffix graph of one bundle."""
+
+    def __init__(self, bundle: Bundle, options: OrtOptions) -> None:
+        """Open the three graphs.
+
+        Raises BundleError when a graph is of another export or takes other tensors than the
+        manifest says, ConfigError for an execution provider this installation lacks.
+        """
+        self._bundle = bundle
+        self._dims = bundle.manifest.dims
+        self._past_names = past_names(self._dims.num_layers)
+        self._present_names = present_names(self._dims.num_layers)
+        self._event_encoder = self._open(EVENT_ENCODER, options)
+        self._prefix = self._open(PREFIX, options)
+        self._suffix = self._open(SUFFIX, options)
+        self._empty_past = self._prefix.io_binding()
+        self._bind_past(self._empty_past, self._zeros_L2BGCK(1, 1))
+        self._present = self._zeros_L2BGCK(1, 0)
+        self._present_values: list[Any] = []
+        self._staging = np.zeros(0, dtype=np.float32)
+
+    def encode_events(self, token_ids_NT: IntArray) -> FloatArray:
+        """Event vectors [N, event_dim]. Raises Retryable when out of memory."""
+        with _memory_is_retryable():
+            (vectors_NE,) = self._event_encoder.run(None, {"event_token_ids": token_ids_NT})
+        found: FloatArray = vectors_NE
+        return found
+
+    def allocate_slot(self, capacity: int) -> OrtSlot:
+        """A zeroed slot for `capacity` positions. Raises Retryable when out of memory."""
+        with _memory_is_retryable():
+            kv_L2BGCK = self._zeros_L2BGCK(1, capacity)
+            prefix, suffix = self._prefix.io_binding(), self._suffix.io_binding()
+            self._bind_past(prefix, kv_L2BGCK)
+            self._bind_past(suffix, kv_L2BGCK)
+        return OrtSlot(kv_L2BGCK[:, :, 0], prefix, suffix)
+
+    def clear_slot(self, slot: OrtSlot) -> None:
+        """Overwrite the slot and the engine's working copies with zeros."""
+        slot.kv_L2GCK.fill(0)
+        self._staging.fill(0)
+        self._present.fill(0)
+
+    def free_slot(self, slot: OrtSlot) -> None:
+        """Let go of the slot's bindings; its memory goes with the last reference."""
+        slot.prefix.clear_binding_inputs()
+        slot.suffix.clear_binding_inputs()
+
+    def prefill(self, slot: OrtSlot, chunk: PrefixChunk) -> None:
+        """Write keys and values of a chunk into the slot. Raises Retryable when out of memory."""
+        chunk_len = len(chunk.token_ids_C)
+        # Nothing precedes the first chunk: one masked column costs less than the whole slot's.
+        binding = self._empty_past if chunk.start == 0 else slot.prefix
+        inputs: dict[str, npt.NDArray[Any]] = {
+            "token_ids": chunk.token_ids_C,
+            "adapter": chunk.adapter_C,
+            "slot_vectors": chunk.vectors_CE,
+            "past_len": np.array([chunk.start], dtype=np.int64),
+        }
+        with _memory_is_retryable():
+            self._fit_present(chunk_len)
+            for name, value in zip(self._present_names, self._present_values, strict=True):
+                binding.bind_ortvalue_output(name, value)
+            _run(self._prefix, binding, inputs)
+        stop = chunk.start + chunk_len
+        slot.kv_L2GCK[:, :, :, chunk.start : stop] = self._present[:, :, 0]
+
+    def suffix(self, packed: PackedSuffix, slots: Sequence[OrtSlot]) -> FloatArray:
+        """L2-normalised embeddings [Q, Z] over the slots. Raises Retryable when out of memory."""
+        with _memory_is_retryable():
+            binding = slots[0].suffix if len(slots) == 1 else self._stage(slots)
+            binding.bind_output("embeddings", "cpu")
+            _run(self._suffix, binding, packed.inputs())
+            embeddings_QZ: FloatArray = binding.copy_outputs_to_cpu()[0]
+        return embeddings_QZ
+
+    def _open(self, graph: str, options: OrtOptions) -> Any:
+        available = ort.get_available_providers()
+        if options.execution_provider not in available:
+            raise ConfigError(
+                "execution_provider",
+                options.execution_provider,
+                "not in this ONNX Runtime installation",
+                nearest(options.execution_provider, available),
+            )
+        session_options = ort.SessionOptions()
+        session_options.intra_op_num_threads = options.intra_op_threads
+        session_options.inter_op_num_threads = 1
+        spinning = "1" if options.allow_spinning else "0"
+        session_options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
+        session_options.log_severity_level = 3
+        spec = self._bundle.manifest.graphs[graph]
+        # Opened by path: ONNX Runtime then maps the weights file instead of reading it.
+        session = ort.InferenceSession(
+            str(self._bundle.path / spec.file),
+            session_options,
+            providers=list(dict.fromkeys((options.execution_provider, _CPU))),
+        )
+        self._check(session, graph)
+        return session
+
+    def _check(self, session: Any, graph: str) -> None:
+        manifest = self._bundle.manifest
+        spec = manifest.graphs[graph]
+        found_id = session.get_modelmeta().custom_metadata_map.get(EXPORT_ID_KEY)
+        if found_id != manifest.export_id:
+            raise BundleError(
+                f"{self._bundle.path / spec.file}: {EXPORT_ID_KEY}={found_id!r}, the manifest says "
+                f"{manifest.export_id!r}; graphs of different exports do not fit, export again"
+            )
+        for what, found, wanted in (
+            ("inputs", session.get_inputs(), spec.inputs),
+            ("outputs", session.get_outputs(), spec.outputs),
+        ):
+            names = {tensor.name for tensor in found}
+            missing = {tensor.name for tensor in wanted} ^ names
+            if missing:
+                raise BundleError(
+                    f"{self._bundle.path / spec.file}: {what} differ from the manifest's in "
+                    f"{', '.join(sorted(missing))}; export again"
+                )
+
+    def _zeros_L2BGCK(self, batch: int, capacity: int) -> FloatArray:
+        # Zeros, not whatever lies there: a masked NaN is still a NaN after the product with 0.
+        return np.zeros(self._kv_shape(batch, capacity), dtype=np.float32)
+
+    def _kv_shape(self, batch: int, capacity: int) -> tuple[int, ...]:
+        dims = self._dims
+        return (dims.num_layers, 2, batch, dims.num_kv_heads, capacity, dims.head_dim)
+
+    def _bind_past(self, binding: Any, kv_L2BGCK: FloatArray) -> None:
+        for name, value in zip(self._past_names, _layer_values(kv_L2BGCK), strict=True):
+            binding.bind_ortvalue_input(name, value)
+
+    def _fit_present(self, chunk_len: int) -> None:
+        if self._present.shape[4] != chunk_len:
+            self._present = self._zeros_L2BGCK(1, chunk_len)
+            self._present_values = _layer_values(self._present)
+
+    def _stage(self, slots: Sequence[OrtSlot]) -> Any:
+        """Copy several slots side by side and bind them; columns beyond a slot keep old numbers.
+
+        Those are finite and masked by prefix_len.
+        """
+        capacity = max(slot.kv_L2GCK.shape[3] for slot in slots)
+        shape = self._kv_shape(len(slots), capacity)
+        size = int(np.prod(shape))
+        if self._staging.size < size:
+            self._staging = np.zeros(size, dtype=np.float32)
+        kv_L2BGCK = self._staging[:size].reshape(shape)
+        for user, slot in enumerate(slots):
+            kv_L2BGCK[:, :, user, :, : slot.kv_L2GCK.shape[3]] = slot.kv_L2GCK
+        binding = self._suffix.io_binding()
+        self._bind_past(binding, kv_L2BGCK)
+        return binding
+
+
+def _layer_values(kv_L2BGCK: FloatArray) -> list[Any]:
+    """Key and value of each layer as OrtValues that share the array's memory."""
+    return [
+        ort.OrtValue.ortvalue_from_numpy(kv_L2BGCK[layer, part])
+        for layer in range(kv_L2BGCK.shape[0])
+        for part in range(2)
+    ]
+
+
+def _run(session: Any, binding: Any, inputs: dict[str, npt.NDArray[Any]]) -> None:
+    for name, array in inputs.items():
+        binding.bind_cpu_input(name, array)
+    session.run_with_iobinding(binding)
+
+
+@contextmanager
+def _memory_is_retryable() -> Iterator[None]:
+    """Turn a failed allocation into Retryable: the step can be rolled back and tried later."""
+    try:
+        yield
+    except MemoryError as error:
+        raise Retryable(f"out of memory: {error}") from error
+    except Exception as error:
+        # ONNX Runtime has one exception class for all that goes wrong while a graph runs.
+        if any(words in str(error).lower() for words in _OUT_OF_MEMORY):
+            raise Retryable(f"out of memory: {error}") from error
+        raise

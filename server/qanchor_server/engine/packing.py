@@ -1,0 +1,157 @@
+"""The suffix graph's inputs: all queries of a step's users packed into one row.
+
+Pure numpy; must not know ONNX Runtime. The meaning of each input stands at
+`qanchor.bundle.manifest.suffix_spec`.
+
+Legend: S packed length, B users, R longest user row, Q queries, K prompt rows, D hidden_dim.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+
+ROW_PADDING = -1
+
+
+@dataclass(frozen=True, slots=True)
+class SuffixQuery:
+    """One query: its text tokens, then soft-prompt rows, then <USER_EMB> (not in `token_ids`)."""
+
+    token_ids: tuple[int, ...]
+    prompt_rows_KD: FloatArray | None = None
+    """The same array object for every query of one scenario: a step carries its rows once."""
+
+    @property
+    def suffix_len(self) -> int:
+        """Tokens the query costs, soft prompt and <USER_EMB> included."""
+        return len(self.token_ids) + self.num_prompt_rows + 1
+
+    @property
+    def num_prompt_rows(self) -> int:
+        """Soft-prompt rows; 0 for an untuned query."""
+        return 0 if self.prompt_rows_KD is None else len(self.prompt_rows_KD)
+
+
+@dataclass(frozen=True, slots=True)
+class UserSuffix:
+    """One user's queries in a step."""
+
+    prefix_len: int
+    """True length of the user's prefix; positions continue from here."""
+    queries: tuple[SuffixQuery, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedSuffix:
+    """Graph inputs by the manifest's names; int64 and float32, C-order, dense."""
+
+    token_ids_S: IntArray
+    positions_S: IntArray
+    segment_ids_S: IntArray
+    prompt_index_S: IntArray
+    prompt_rows_KD: FloatArray
+    row_index_BR: IntArray
+    flat_index_S: IntArray
+    emb_index_Q: IntArray
+    prefix_len_B: IntArray
+
+    def inputs(self) -> dict[str, npt.NDArray[np.int64] | npt.NDArray[np.float32]]:
+        """Arrays by graph input name, past keys and values left out."""
+        return {
+            "token_ids": self.token_ids_S,
+            "positions": self.positions_S,
+            "segment_ids": self.segment_ids_S,
+            "prompt_index": self.prompt_index_S,
+            "prompt_rows": self.prompt_rows_KD,
+            "row_index": self.row_index_BR,
+            "flat_index": self.flat_index_S,
+            "emb_index": self.emb_index_Q,
+            "prefix_len": self.prefix_len_B,
+        }
+
+
+def pack(users: Sequence[UserSuffix], *, user_emb: int, hidden_dim: int) -> PackedSuffix:
+    """Pack the queries of one or several users, user by user, query by query.
+
+    `user_emb` is the id of <USER_EMB>. Without soft prompts one zero row stands in `prompt_rows`,
+    so that no graph input is empty.
+    """
+    token_ids: list[int] = []
+    positions: list[int] = []
+    segment_ids: list[int] = []
+    prompt_index: list[int] = []
+    emb_index: list[int] = []
+    user_lens: list[int] = []
+    prompts = _Prompts(hidden_dim)
+    for user in users:
+        user_start = len(token_ids)
+        for query in user.queries:
+            rows = query.num_prompt_rows
+            first_row = prompts.first_row(query.prompt_rows_KD)
+            token_ids.extend(query.token_ids)
+            token_ids.extend([0] * rows)
+            token_ids.append(user_emb)
+            prompt_index.extend([0] * len(query.token_ids))
+            prompt_index.extend(range(first_row, first_row + rows))
+            prompt_index.append(0)
+            positions.extend(range(user.prefix_len, user.prefix_len + query.suffix_len))
+            segment_ids.extend([len(emb_index)] * query.suffix_len)
+            emb_index.append(len(token_ids) - 1)
+        user_lens.append(len(token_ids) - user_start)
+    row_index_BR, flat_index_S = _rows(user_lens)
+    return PackedSuffix(
+        token_ids_S=_int64(token_ids),
+        positions_S=_int64(positions),
+        segment_ids_S=_int64(segment_ids),
+        prompt_index_S=_int64(prompt_index),
+        prompt_rows_KD=prompts.rows_KD(),
+        row_index_BR=row_index_BR,
+        flat_index_S=flat_index_S,
+        emb_index_Q=_int64(emb_index),
+        prefix_len_B=_int64([user.prefix_len for user in users]),
+    )
+
+
+class _Prompts:
+    """Distinct soft prompts of a step and where each begins, counted from 1."""
+
+    def __init__(self, hidden_dim: int) -> None:
+        self._hidden_dim = hidden_dim
+        self._arrays: list[FloatArray] = []
+        self._first: dict[int, int] = {}
+        self._next = 1
+
+    def first_row(self, rows_KD: FloatArray | None) -> int:
+        if rows_KD is None:
+            return 0
+        if id(rows_KD) not in self._first:
+            self._first[id(rows_KD)] = self._next
+            self._arrays.append(rows_KD)
+            self._next += len(rows_KD)
+        return self._first[id(rows_KD)]
+
+    def rows_KD(self) -> FloatArray:
+        if not self._arrays:
+            return np.zeros((1, self._hidden_dim), dtype=np.float32)
+        return np.ascontiguousarray(np.concatenate(self._arrays), dtype=np.float32)
+
+
+def _rows(user_lens: list[int]) -> tuple[IntArray, IntArray]:
+    row_len = max(user_lens)
+    row_index_BR = np.full((len(user_lens), row_len), ROW_PADDING, dtype=np.int64)
+    flat_index_S = np.empty(sum(user_lens), dtype=np.int64)
+    start = 0
+    for user, length in enumerate(user_lens):
+        row_index_BR[user, :length] = np.arange(start, start + length)
+        flat_index_S[start : start + length] = user * row_len + np.arange(length)
+        start += length
+    return row_index_BR, flat_index_S
+
+
+def _int64(values: list[int]) -> IntArray:
+    return np.array(values, dtype=np.int64)

@@ -1,0 +1,96 @@
+"""The start-up proof: this engine on this machine gives the embeddings torch gave at export.
+
+For each stored case: all queries packed over a fresh prefix equal the stored embeddings; each
+query alone over the kept prefix equals the packed one (cached = uncached); a second encoding in
+another slot equals the first. Runs on the worker thread before the server says SERVING; it is
+also the warm-up. Must not know grpc or ONNX Runtime.
+"""
+
+import logging
+
+import numpy as np
+
+from qanchor.bundle.manifest import ParityCase
+from qanchor.bundle.reader import Bundle
+from qanchor.data.render import RenderedProfile
+from qanchor.errors import BundleError
+from qanchor_server.engine import Engine, FloatArray, SlotT
+from qanchor_server.engine.packing import SuffixQuery, UserSuffix, pack
+from qanchor_server.prefix_encoder import PrefixEncoder
+from qanchor_server.prefix_source import PreparedPrefix, prepare_rendered
+
+log = logging.getLogger(__name__)
+
+# Float32 graphs agree with torch to some 1e-6; another machine's kernels sum in another order.
+MAX_ABS_DIFF = 1e-3
+
+
+def check_parity(engine: Engine[SlotT], encoder: PrefixEncoder[SlotT], bundle: Bundle) -> float:
+    """Run every parity case; returns the largest difference to the stored embeddings.
+
+    Raises BundleError when a difference exceeds MAX_ABS_DIFF.
+    """
+    worst = 0.0
+    for number, case in enumerate(bundle.parity):
+        worst = max(worst, _check_case(engine, encoder, bundle, case, f"parity case {number}"))
+    log.info("parity: %d cases, max abs difference %.2e", len(bundle.parity), worst)
+    return worst
+
+
+def _check_case(
+    engine: Engine[SlotT],
+    encoder: PrefixEncoder[SlotT],
+    bundle: Bundle,
+    case: ParityCase,
+    name: str,
+) -> float:
+    prepared = prepare_rendered(
+        RenderedProfile(case.texts), user_id="", version=0, as_of_s=0, manifest=bundle.manifest
+    )
+    queries = [SuffixQuery(tuple(bundle.encode_query(query))) for query in case.queries]
+    slot = engine.allocate_slot(len(prepared.layout))
+    again = engine.allocate_slot(len(prepared.layout))
+    try:
+        encoder.encode(prepared, slot)
+        packed_QZ = _embed(engine, bundle, prepared, slot, queries)
+        stored_QZ = np.array(case.embeddings, dtype=np.float32)
+        difference = _compare(packed_QZ, stored_QZ, f"{name}: engine against stored embeddings")
+        alone = [_embed(engine, bundle, prepared, slot, [query]) for query in queries]
+        _compare(np.concatenate(alone), packed_QZ, f"{name}: alone against packed")
+        encoder.encode(prepared, again)
+        again_QZ = _embed(engine, bundle, prepared, again, queries)
+        _compare(again_QZ, packed_QZ, f"{name}: encoded again against kept")
+    finally:
+        engine.free_slot(slot)
+        engine.free_slot(again)
+    return difference
+
+
+def _embed(
+    engine: Engine[SlotT],
+    bundle: Bundle,
+    prepared: PreparedPrefix,
+    slot: SlotT,
+    queries: list[SuffixQuery],
+) -> FloatArray:
+    manifest = bundle.manifest
+    packed = pack(
+        [UserSuffix(len(prepared.layout), tuple(queries))],
+        user_emb=manifest.tokens.user_emb,
+        hidden_dim=manifest.dims.hidden_dim,
+    )
+    return engine.suffix(packed, [slot])
+
+
+def _compare(found_QZ: FloatArray, wanted_QZ: FloatArray, name: str) -> float:
+    if found_QZ.shape != wanted_QZ.shape:
+        raise BundleError(f"{name}: shape {found_QZ.shape}, expected {wanted_QZ.shape}")
+    difference = np.abs(found_QZ - wanted_QZ)
+    worst = float(difference.max())
+    # `not <=` so that a NaN fails too.
+    if not worst <= MAX_ABS_DIFF:
+        raise BundleError(
+            f"{name}: max abs difference {worst:.2e}, mean {float(difference.mean()):.2e}, allowed "
+            f"{MAX_ABS_DIFF:.0e}; export the checkpoint again or use another execution provider"
+        )
+    return worst

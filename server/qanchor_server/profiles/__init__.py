@@ -1,0 +1,1 @@
+"""Where users' profiles live: a durable store and the prepared prefixes made from it."""

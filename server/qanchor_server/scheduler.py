@@ -1,0 +1,318 @@
+"""What the engine does next: continuous batching of suffix steps and prefill steps.
+
+Pure: no numpy, no grpc, no clock but the `now_s` passed in. Not thread-safe: call from the worker
+thread only. One step is a transaction:
+
+1. `submit` puts a job behind its user's prefix; jobs of one prefix share one prefill.
+2. `plan` drops expired jobs, then gives the next step, its slot already reserved.
+3. The worker runs the step, then calls `commit` or `roll_back`; nothing else in between.
+
+Suffix steps go first; after `max_suffix_run` of them in a row a waiting prefill gets one step.
+A user's waiting jobs stand in groups, one per prefix content, oldest first; only the first group
+of a user is worked on. A job joins the oldest group that is not older than the prefix it brings,
+so a reply never rests on an older profile than the one current when the request arrived.
+"""
+
+import heapq
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+
+from qanchor_server.kv_pool import Deferred, KvPool, PrefixRef, Reservation, Unserviceable
+from qanchor_server.steps import (
+    Dropped,
+    Finished,
+    Job,
+    JobSlice,
+    Plan,
+    PrefillStep,
+    Reason,
+    Step,
+    SuffixStep,
+    UserSlice,
+)
+
+MAX_TOMBSTONES = 65_536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerLimits:
+    """Bounds of one step and of the prefill's wait."""
+
+    max_step_tokens: int
+    max_step_users: int
+    max_suffix_run: int
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    job: Job
+    was_encoded: bool
+    next_query: int = 0
+    prefill_seconds: float = 0.0
+    suffix_seconds: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    prefix: PrefixRef
+    source: object
+    is_ready: bool = False
+    """Held in the pool and pinned. Only the first group of a user can be."""
+    jobs: OrderedDict[int, _Waiting] = field(default_factory=OrderedDict)
+
+
+class Scheduler:
+    """Queues of jobs by user and the choice of the next step."""
+
+    def __init__(self, pool: KvPool, limits: SchedulerLimits) -> None:
+        self._pool = pool
+        self._limits = limits
+        self._users: dict[str, deque[_Group]] = {}
+        self._groups_by_job: dict[int, _Group] = {}
+        self._ready: OrderedDict[str, None] = OrderedDict()
+        self._prefill: OrderedDict[str, None] = OrderedDict()
+        self._reservation: Reservation | None = None
+        self._deadlines: list[tuple[float, int]] = []
+        self._tombstones: OrderedDict[str, int] = OrderedDict()
+        self._dropped: list[Dropped] = []
+        self._finished: list[Finished] = []
+        self._suffix_run = 0
+
+    @property
+    def num_jobs(self) -> int:
+        """Jobs waiting."""
+        return len(self._groups_by_job)
+
+    def has_work(self) -> bool:
+        """Whether `plan` has something to give or to report."""
+        return bool(self._groups_by_job or self._dropped or self._finished)
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; what becomes of it comes out of `plan` and `commit`."""
+        user_id = job.prefix.user_id
+        if job.prefix.version <= self._tombstones.get(user_id, 0):
+            self._dropped.append(Dropped(job.job_id, Reason.DELETED))
+            return
+        group = self._group_for(job)
+        group.jobs[job.job_id] = _Waiting(job, was_encoded=not group.is_ready)
+        self._groups_by_job[job.job_id] = group
+        if job.deadline_s is not None:
+            heapq.heappush(self._deadlines, (job.deadline_s, job.job_id))
+        if group.is_ready:
+            self._finish_done(group)
+
+    def cancel(self, job_id: int) -> None:
+        """Drop a job whose caller has gone; unknown ids are ignored."""
+        if job_id in self._groups_by_job:
+            self._drop(job_id, Reason.CANCELLED)
+
+    def forget(self, user_id: str, version: int) -> list[int]:
+        """Drop all that rests on the user's profile up to `version`: jobs, encoding, held prefix.
+
+        Jobs that arrive later with such a version are dropped too. Returns the free slots that
+        still hold numbers of the user; the worker clears them.
+        """
+        self._tombstones[user_id] = version
+        self._tombstones.move_to_end(user_id)
+        if len(self._tombstones) > MAX_TOMBSTONES:
+            self._tombstones.popitem(last=False)
+        for group in tuple(self._users.get(user_id, ())):
+            if group.prefix.version <= version:
+                for job_id in tuple(group.jobs):
+                    self._drop(job_id, Reason.DELETED)
+        held = self._pool.find(user_id)
+        if held is not None and held.version <= version:
+            self._pool.evict(user_id)
+        return self._pool.residue(user_id)
+
+    def plan(self, now_s: float) -> Plan:
+        """Drop what expired and choose the next step."""
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            _, job_id = heapq.heappop(self._deadlines)
+            if job_id in self._groups_by_job:
+                self._drop(job_id, Reason.EXPIRED)
+        step: Step | None = None
+        if self._ready and self._suffix_run < self._limits.max_suffix_run:
+            step = self._suffix_step()
+        if step is None:
+            step = self._prefill_step()
+        if step is None and self._ready:
+            step = self._suffix_step()
+        dropped, self._dropped = tuple(self._dropped), []
+        finished, self._finished = tuple(self._finished), []
+        return Plan(step, dropped, finished)
+
+    def commit(self, step: Step, *, seconds: float, is_encoded: bool = False) -> None:
+        """Book a step that ran; `is_encoded` when a prefill step was the prefix's last.
+
+        Jobs that are finished come out of the next `plan`.
+        """
+        if isinstance(step, PrefillStep):
+            self._suffix_run = 0
+            self._commit_prefill(step, seconds, is_encoded)
+            return
+        self._suffix_run = self._suffix_run + 1 if self._prefill else 0
+        for user in step.users:
+            group = self._users[user.prefix.user_id][0]
+            self._pool.touch(user.prefix.user_id)
+            for part in user.slices:
+                waiting = group.jobs[part.job_id]
+                waiting.next_query = part.stop
+                waiting.suffix_seconds += seconds
+            self._ready.move_to_end(user.prefix.user_id)
+            self._finish_done(group)
+
+    def roll_back(self, step: Step, detail: str) -> None:
+        """Undo a step that failed: its reservation is released, its jobs leave as RETRYABLE."""
+        if isinstance(step, PrefillStep):
+            group = self._users[step.reservation.prefix.user_id][0]
+            job_ids = list(group.jobs)
+        else:
+            job_ids = [part.job_id for user in step.users for part in user.slices]
+        for job_id in job_ids:
+            self._drop(job_id, Reason.RETRYABLE, detail)
+
+    def _group_for(self, job: Job) -> _Group:
+        user_id = job.prefix.user_id
+        groups = self._users.get(user_id)
+        if groups is None:
+            held = self._pool.find(user_id)
+            prefix = job.prefix
+            if held and held.version > prefix.version and held.digest != prefix.digest:
+                prefix = held
+            self._users[user_id] = deque([_Group(prefix, job.source)])
+            self._activate(user_id)
+            return self._users[user_id][0]
+        for group in groups:
+            if group.prefix.version >= job.prefix.version:
+                return group
+        newest = groups[-1]
+        if newest.prefix.digest == job.prefix.digest:
+            newest.prefix = job.prefix
+            if newest.is_ready:
+                self._pool.renew(job.prefix)
+            return newest
+        groups.append(_Group(job.prefix, job.source))
+        return groups[-1]
+
+    def _activate(self, user_id: str) -> None:
+        """Make the user's first group ready when its prefix is held, else queue its prefill."""
+        group = self._users[user_id][0]
+        held = self._pool.find(user_id)
+        if held is None or held.digest != group.prefix.digest:
+            self._prefill[user_id] = None
+            return
+        self._pool.renew(group.prefix)
+        self._make_ready(group)
+
+    def _make_ready(self, group: _Group) -> None:
+        user_id = group.prefix.user_id
+        group.is_ready = True
+        group.source = None
+        self._pool.pin(user_id)
+        self._pool.touch(user_id)
+        self._ready[user_id] = None
+        self._finish_done(group)
+
+    def _suffix_step(self) -> SuffixStep | None:
+        room = self._limits.max_step_tokens
+        users: list[UserSlice] = []
+        for user_id in self._ready:
+            if len(users) == self._limits.max_step_users or room <= 0:
+                break
+            group = self._users[user_id][0]
+            slices, room = _take(group, room)
+            if slices:
+                users.append(UserSlice(group.prefix, self._pool.slot_of(user_id), slices))
+        return SuffixStep(tuple(users)) if users else None
+
+    def _prefill_step(self) -> PrefillStep | None:
+        while self._prefill:
+            user_id = next(iter(self._prefill))
+            group = self._users[user_id][0]
+            if self._reservation is None:
+                outcome = self._pool.reserve(group.prefix)
+                if isinstance(outcome, Deferred):
+                    return None
+                if isinstance(outcome, Unserviceable):
+                    for job_id in tuple(group.jobs):
+                        self._drop(job_id, Reason.UNSERVICEABLE, outcome.rule)
+                    continue
+                self._reservation = outcome
+            return PrefillStep(self._reservation, group.source)
+        return None
+
+    def _commit_prefill(self, step: PrefillStep, seconds: float, is_encoded: bool) -> None:
+        user_id = step.reservation.prefix.user_id
+        group = self._users[user_id][0]
+        for waiting in group.jobs.values():
+            waiting.prefill_seconds += seconds
+        if not is_encoded:
+            return
+        self._reservation = None
+        self._pool.commit(step.reservation)
+        self._pool.renew(group.prefix)
+        del self._prefill[user_id]
+        self._make_ready(group)
+
+    def _finish_done(self, group: _Group) -> None:
+        done = [w for w in group.jobs.values() if w.next_query == len(w.job.query_lens)]
+        for waiting in done:
+            self._finished.append(
+                Finished(
+                    job_id=waiting.job.job_id,
+                    prefix=group.prefix,
+                    was_encoded=waiting.was_encoded,
+                    arrival_s=waiting.job.arrival_s,
+                    prefill_seconds=waiting.prefill_seconds,
+                    suffix_seconds=waiting.suffix_seconds,
+                )
+            )
+            self._remove(waiting.job.job_id)
+
+    def _drop(self, job_id: int, reason: Reason, detail: str = "") -> None:
+        self._dropped.append(Dropped(job_id, reason, detail))
+        self._remove(job_id)
+
+    def _remove(self, job_id: int) -> None:
+        group = self._groups_by_job.pop(job_id)
+        del group.jobs[job_id]
+        if not group.jobs:
+            self._close(group)
+
+    def _close(self, group: _Group) -> None:
+        """Take an empty group out and turn to the user's next one."""
+        user_id = group.prefix.user_id
+        groups = self._users[user_id]
+        is_active = groups[0] is group
+        groups.remove(group)
+        if not is_active:
+            return
+        if group.is_ready:
+            self._pool.unpin(user_id)
+            del self._ready[user_id]
+        else:
+            del self._prefill[user_id]
+            if self._reservation and self._reservation.prefix.user_id == user_id:
+                self._pool.release(self._reservation)
+                self._reservation = None
+        if groups:
+            self._activate(user_id)
+        else:
+            del self._users[user_id]
+
+
+def _take(group: _Group, room: int) -> tuple[tuple[JobSlice, ...], int]:
+    """The group's next queries that fit into `room` tokens, and the room left (0: now full)."""
+    slices = []
+    for waiting in group.jobs.values():
+        start = stop = waiting.next_query
+        lens = waiting.job.query_lens
+        while stop < len(lens) and lens[stop] <= room:
+            room -= lens[stop]
+            stop += 1
+        if stop > start:
+            slices.append(JobSlice(waiting.job.job_id, start, stop))
+        if stop < len(lens):
+            return tuple(slices), 0
+    return tuple(slices), room

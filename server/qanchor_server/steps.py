@@ -1,0 +1,97 @@
+"""The values that pass between worker and scheduler: jobs, steps, plans, outcomes. Pure."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from qanchor_server.kv_pool import PrefixRef, Reservation
+
+
+class Reason(Enum):
+    """Why a job left the queue without an answer."""
+
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    DELETED = "deleted"
+    UNSERVICEABLE = "unserviceable"
+    RETRYABLE = "retryable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One request: queries over one prefix. No queries: only wants the prefix encoded."""
+
+    job_id: int
+    prefix: PrefixRef
+    query_lens: tuple[int, ...]
+    """Suffix tokens per query; each at most max_step_tokens."""
+    arrival_s: float
+    deadline_s: float | None = None
+    source: object = None
+    """What the worker encodes the prefix from; handed back in PrefillStep."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobSlice:
+    """Queries [start, stop) of a job."""
+
+    job_id: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class UserSlice:
+    """One user's part of a suffix step."""
+
+    prefix: PrefixRef
+    slot_id: int
+    slices: tuple[JobSlice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SuffixStep:
+    """Run queries of users whose prefixes are held."""
+
+    users: tuple[UserSlice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillStep:
+    """Advance the encoding of one prefix by one bounded piece."""
+
+    reservation: Reservation
+    source: object
+
+
+Step = SuffixStep | PrefillStep
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A job that left without an answer."""
+
+    job_id: int
+    reason: Reason
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """A job whose queries are all answered."""
+
+    job_id: int
+    prefix: PrefixRef
+    was_encoded: bool
+    """The job waited for its prefix to be encoded."""
+    arrival_s: float
+    prefill_seconds: float
+    suffix_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The next step, or None when there is nothing to run; and what left the queue."""
+
+    step: Step | None
+    dropped: tuple[Dropped, ...]
+    finished: tuple[Finished, ...]

@@ -1,0 +1,211 @@
+"""Between wire messages and the server's own values. Knows qanchor.v1 messages, but not grpc.
+
+Every check here names the field as the caller wrote it, e.g. `events[3].event_time`.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from qanchor.bundle.manifest import Manifest
+from qanchor.config import ProfileSchema
+from qanchor.data.profile import MAX_TEXT_CHARS, Event, Profile, validate_event
+from qanchor.errors import InvalidInput
+from qanchor.v1 import embedding_pb2, profile_pb2
+from qanchor_server.engine import FloatArray
+from qanchor_server.kv_pool import PrefixRef
+from qanchor_server.profiles.store import Append
+from qanchor_server.resolve import ResolvedQuery, Resolver
+from qanchor_server.worker import Answer
+
+_ENCODINGS = {
+    embedding_pb2.VECTOR_ENCODING_FLOAT32_BYTES: "FLOAT32_BYTES",
+    embedding_pb2.VECTOR_ENCODING_FLOAT16_BYTES: "FLOAT16_BYTES",
+    embedding_pb2.VECTOR_ENCODING_FLOAT_LIST: "FLOAT_LIST",
+}
+
+
+def parse_queries(
+    queries: Sequence[embedding_pb2.Query], resolver: Resolver
+) -> tuple[ResolvedQuery, ...]:
+    """Resolve a request's queries. Raises InvalidInput at the first wrong one."""
+    resolved = []
+    for number, query in enumerate(queries):
+        kind = query.WhichOneof("query")
+        if kind is None:
+            raise InvalidInput(
+                f"queries[{number}]", None, "scenario or text is required", "set one of them"
+            )
+        where = f"queries[{number}].{kind}"
+        resolve = resolver.scenario if kind == "scenario" else resolver.text
+        resolved.append(resolve(getattr(query, kind), where))
+    return tuple(resolved)
+
+
+def check_encoding(encoding: int) -> None:
+    """Raises InvalidInput unless the vector encoding is one the server writes."""
+    if encoding not in _ENCODINGS:
+        raise InvalidInput(
+            "encoding",
+            encoding,
+            "no such vector encoding",
+            f"one of {', '.join(_ENCODINGS.values())}",
+        )
+
+
+def results(
+    answer: Answer, queries: Sequence[ResolvedQuery], encoding: int
+) -> list[embedding_pb2.EmbedResult]:
+    """The wire form of an answer's vectors, one result per query."""
+    written = []
+    for vector_Z, query in zip(answer.vectors_QZ, queries, strict=True):
+        result = embedding_pb2.EmbedResult(vector=vector(vector_Z, encoding))
+        if query.scenario is not None:
+            result.scenario = query.scenario.name
+            result.scenario_version = query.scenario.version
+        written.append(result)
+    return written
+
+
+def vector(vector_Z: FloatArray, encoding: int) -> embedding_pb2.Vector:
+    """One float32 vector in the asked-for encoding, little-endian."""
+    if encoding == embedding_pb2.VECTOR_ENCODING_FLOAT16_BYTES:
+        return embedding_pb2.Vector(
+            dtype=embedding_pb2.ELEMENT_TYPE_FLOAT16,
+            dimension=len(vector_Z),
+            data=vector_Z.astype("<f2").tobytes(),
+        )
+    message = embedding_pb2.Vector(
+        dtype=embedding_pb2.ELEMENT_TYPE_FLOAT32, dimension=len(vector_Z)
+    )
+    if encoding == embedding_pb2.VECTOR_ENCODING_FLOAT_LIST:
+        message.values.extend(vector_Z.tolist())
+    else:
+        message.data = np.asarray(vector_Z, dtype="<f4").tobytes()
+    return message
+
+
+def provenance(answer: Answer, manifest: Manifest) -> embedding_pb2.Provenance:
+    """What a reply rests on."""
+    encoded = embedding_pb2.CACHE_STATE_ENCODED_NOW
+    return embedding_pb2.Provenance(
+        model_id=manifest.model_id,
+        export_id=manifest.export_id,
+        prefix_version=answer.prefix.version,
+        as_of=Timestamp(seconds=answer.prefix.as_of_s),
+        cache_state=encoded if answer.was_encoded else embedding_pb2.CACHE_STATE_DEVICE,
+        num_prefix_tokens=answer.prefix.num_tokens,
+        queue_seconds=answer.queue_seconds,
+        prefill_seconds=answer.prefill_seconds,
+        suffix_seconds=answer.suffix_seconds,
+    )
+
+
+def parse_profile(
+    request: profile_pb2.PutProfileRequest, schema: ProfileSchema, *, now_s: int, skew_s: int
+) -> Profile:
+    """A profile to store; without as-of time it is as of now. Raises InvalidInput."""
+    has_as_of = request.HasField("as_of")
+    limit_s = _as_of(request.as_of, now_s + skew_s) if has_as_of else now_s + skew_s
+    events = _parse_events(request.events, schema, limit_s)
+    # A caller's clock that runs ahead within the tolerance moves the as-of time along.
+    as_of_s = limit_s if has_as_of else max([now_s, *(event.time_s for event in events)])
+    return Profile(
+        user_id=request.user_id,
+        as_of_s=as_of_s,
+        events=events,
+        attributes=_parse_attributes(request.attributes),
+    )
+
+
+def parse_append(
+    request: profile_pb2.AppendEventsRequest, schema: ProfileSchema, *, now_s: int, skew_s: int
+) -> Append:
+    """Events to add. Raises InvalidInput."""
+    as_of_s = _as_of(request.as_of, now_s + skew_s) if request.HasField("as_of") else None
+    if not request.events and as_of_s is None:
+        raise InvalidInput("events", [], "at least one event or as_of is required", "add an event")
+    limit_s = now_s + skew_s if as_of_s is None else as_of_s
+    return Append(
+        user_id=request.user_id,
+        events=_parse_events(request.events, schema, limit_s),
+        as_of_s=as_of_s,
+        append_id=request.append_id,
+    )
+
+
+def timestamp(prefix: PrefixRef) -> Timestamp:
+    """A prefix's as-of time."""
+    return Timestamp(seconds=prefix.as_of_s)
+
+
+def _as_of(as_of: Timestamp, limit_s: int) -> int:
+    if as_of.seconds > limit_s:
+        raise InvalidInput(
+            "as_of", as_of.seconds, "lies in the future of the server's clock", "correct it"
+        )
+    return as_of.seconds
+
+
+def _parse_events(
+    messages: Sequence[profile_pb2.Event], schema: ProfileSchema, limit_s: int
+) -> tuple[Event, ...]:
+    events = []
+    for number, message in enumerate(messages):
+        where = f"events[{number}]"
+        if not message.HasField("event_time"):
+            raise InvalidInput(f"{where}.event_time", None, "is required", "set Unix seconds")
+        event = Event(
+            time_s=message.event_time.seconds,
+            modality=message.modality,
+            event_type=message.event_type,
+            text=message.text,
+            value=message.value if message.HasField("value") else None,
+        )
+        _check_event(event, where, limit_s)
+        validate_event(event, schema, limit_s, where)
+        events.append(event)
+    return tuple(events)
+
+
+def _check_event(event: Event, where: str, limit_s: int) -> None:
+    if event.time_s > limit_s:
+        raise InvalidInput(
+            f"{where}.event_time",
+            event.time_s,
+            f"lies in the future: after {limit_s}, the as-of time or the server's clock",
+            "correct the time stamp or send a later as_of",
+        )
+    if len(event.event_type) > MAX_TEXT_CHARS:
+        raise InvalidInput(
+            f"{where}.event_type", event.event_type, f"at most {MAX_TEXT_CHARS} characters",
+            "shorten it",
+        )  # fmt: skip
+    if event.value is not None and not math.isfinite(event.value):
+        raise InvalidInput(f"{where}.value", event.value, "must be finite", "leave it unset")
+
+
+def _parse_attributes(
+    messages: Sequence[profile_pb2.Attribute],
+) -> dict[str, str | float | bool]:
+    attributes: dict[str, str | float | bool] = {}
+    for number, message in enumerate(messages):
+        where = f"attributes[{number}]"
+        if not message.name:
+            raise InvalidInput(f"{where}.name", "", "must not be empty", "name the attribute")
+        if message.name in attributes:
+            raise InvalidInput(f"{where}.name", message.name, "must be unique", "send it once")
+        kind = message.value.WhichOneof("value")
+        if kind is None:
+            raise InvalidInput(f"{where}.value", None, "is required", "set one of its fields")
+        value = getattr(message.value, kind)
+        if kind == "number_value" and not math.isfinite(value):
+            raise InvalidInput(f"{where}.value", value, "must be finite", "leave the attribute out")
+        if max(len(message.name), len(str(value))) > MAX_TEXT_CHARS:
+            raise InvalidInput(
+                f"{where}.value", value, f"at most {MAX_TEXT_CHARS} characters", "shorten it"
+            )
+        attributes[message.name] = value
+    return attributes

@@ -1,0 +1,166 @@
+"""A bundle without files and an engine that adds integers, for tests of the whole server.
+
+Words have ids: digits 10 to 19, coffee 2, tea 3, shoes 4, Query 5, ":" 6, anything else 1. The
+event vector of a text is [sum of its ids, number of its tokens]. A prefix position counts its
+token id plus the first number of its vector. The embedding of a query is
+
+    [sum over prefix positions, sum of query ids, suffix tokens, sum of soft-prompt numbers]
+
+Example (the parity case): one "buy" event "0 coffee", no attributes, query "coffee".
+    event vector: 10 + 2 = 12; modality means: 12 and 0; user mean: 6
+    prefix: header 100, user 6, modalities 12 + 0, <buy> 101, event 12, </buy> 103, <about> 102,
+    </about> 104: 540
+    query "Query: coffee": 5 + 6 + 2 = 13, with <USER_EMB> 4 tokens
+    embedding: [540, 13, 4, 0]
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from qanchor.bundle.manifest import Limits, Manifest, ModelDims, ParityCase
+from qanchor.bundle.reader import Bundle
+from qanchor.config import ModalitySpec, ProfileSchema, Scenario
+from qanchor.data.prefix import PrefixTokens, max_prefix_len
+from qanchor_server.engine import FloatArray, IntArray, PrefixChunk
+from qanchor_server.engine.packing import PackedSuffix
+
+WORDS = {"<pad>": 0, "<unk>": 1, "coffee": 2, "tea": 3, "shoes": 4, "Query": 5, ":": 6}
+USER_EMB = 105
+KV_BYTES_PER_TOKEN = 8
+MAX_PREFIX_LEN = 14
+NUM_STRUCTURE_TOKENS = 8
+"""Prefix positions that are no event: header, user, two modality tokens, four delimiters."""
+
+
+class FakeEngine:
+    """Counts its calls; waits at `gate` before each; raises what `failures` hold, in order."""
+
+    def __init__(self, step_seconds: float = 0.0) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.failures: list[Exception] = []
+        self.step_seconds = step_seconds
+        self.num_encode_calls = 0
+        self.num_prefill_calls = 0
+        self.suffix_steps: list[tuple[int, int]] = []
+        """(users, queries) per step."""
+        self.threads: set[int] = set()
+        self.cleared: list[FloatArray] = []
+        self.num_slots = 0
+
+    def encode_events(self, token_ids_NT: IntArray) -> FloatArray:
+        self._enter()
+        self.num_encode_calls += 1
+        sums_N = token_ids_NT.sum(axis=1)
+        counts_N = (token_ids_NT != 0).sum(axis=1)
+        return np.stack([sums_N, counts_N], axis=1).astype(np.float32)
+
+    def allocate_slot(self, capacity: int) -> FloatArray:
+        self.num_slots += 1
+        return np.zeros(capacity, dtype=np.float32)
+
+    def clear_slot(self, slot: FloatArray) -> None:
+        slot[:] = 0
+        self.cleared.append(slot)
+
+    def free_slot(self, slot: FloatArray) -> None:
+        self.num_slots -= 1
+
+    def prefill(self, slot: FloatArray, chunk: PrefixChunk) -> None:
+        self._enter()
+        self.num_prefill_calls += 1
+        stop = chunk.start + len(chunk.token_ids_C)
+        slot[chunk.start : stop] = chunk.token_ids_C + chunk.vectors_CE[:, 0]
+
+    def suffix(self, packed: PackedSuffix, slots: Sequence[FloatArray]) -> FloatArray:
+        self._enter()
+        num_queries = len(packed.emb_index_Q)
+        self.suffix_steps.append((len(slots), num_queries))
+        row_len = packed.row_index_BR.shape[1]
+        embeddings = []
+        for segment in range(num_queries):
+            own_S = packed.segment_ids_S == segment
+            user = packed.flat_index_S[own_S][0] // row_len
+            prefix_len = packed.prefix_len_B[user]
+            rows = packed.prompt_index_S[own_S]
+            embeddings.append(
+                [
+                    slots[user][:prefix_len].sum(),
+                    packed.token_ids_S[own_S].sum() - USER_EMB,
+                    own_S.sum(),
+                    packed.prompt_rows_KD[rows[rows > 0] - 1].sum(),
+                ]
+            )
+        return np.array(embeddings, dtype=np.float32)
+
+    def _enter(self) -> None:
+        self.threads.add(threading.get_ident())
+        if not self.gate.wait(timeout=20):
+            raise TimeoutError("the test never opened the gate")
+        if self.step_seconds:
+            time.sleep(self.step_seconds)
+        if self.failures:
+            raise self.failures.pop(0)
+
+
+def fake_bundle(parity_embedding: tuple[float, ...] = (540, 13, 4, 0)) -> Bundle:
+    """A bundle of two modalities and three scenarios; see the module's arithmetic."""
+    schema = ProfileSchema(
+        modalities=(
+            ModalitySpec(
+                name="buy", max_events=4, max_event_tokens=6, template="{days_ago} {text}"
+            ),
+            ModalitySpec(name="about", kind="attributes", max_events=2, max_event_tokens=6),
+        ),
+        window_days=9,
+    )
+    tokens = PrefixTokens(
+        header=(100,), modality_start=(101, 102), modality_end=(103, 104),
+        user_emb=USER_EMB, eos=106, pad=0,
+    )  # fmt: skip
+    manifest = Manifest(
+        format_version=1,
+        export_id="fake-export",
+        model_id="fake-model",
+        recipe="fake",
+        dims=ModelDims(
+            num_layers=1, hidden_dim=3, num_heads=1, num_kv_heads=1, head_dim=1,
+            intermediate_dim=1, event_dim=2, embedding_dim=4,
+        ),
+        profile_schema=schema,
+        tokens=tokens,
+        event_pad=0,
+        limits=Limits(max_prefix_len=max_prefix_len((4, 2), tokens), max_query_len=12),
+        graphs={},
+        files={},
+    )  # fmt: skip
+    scenarios = (
+        Scenario(name="coffee_fan", question="coffee", version=3, domain="drinks"),
+        Scenario(name="tea_fan", question="tea tea"),
+        Scenario(name="tuned", question="shoes", soft_prompt=((1.0, 2.0, 3.0), (4.0, 0.0, 0.0))),
+    )
+    parity = ParityCase(
+        texts=(("0 coffee",), ()), queries=("coffee",), embeddings=(parity_embedding,)
+    )
+    return Bundle(
+        path=Path("fake"),
+        manifest=manifest,
+        scenarios=scenarios,
+        parity=(parity,),
+        tokenizer=_tokenizer(),
+        event_tokenizer=_tokenizer(),
+    )
+
+
+def _tokenizer() -> Tokenizer:
+    vocabulary = WORDS | {str(digit): 10 + digit for digit in range(10)}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return tokenizer

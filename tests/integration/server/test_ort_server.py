@@ -1,0 +1,188 @@
+"""A small exported bundle served by ONNX Runtime: the server's vectors are torch's."""
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qanchor.bundle.manifest import MANIFEST_FILE
+from qanchor.bundle.reader import Bundle, open_bundle
+from qanchor.client import AsyncClient, CacheState, EmbedRequestItem
+from qanchor.config import ModalitySpec, ProfileSchema
+from qanchor.data.profile import Event, Profile
+from qanchor.data.render import RenderedProfile
+from qanchor.errors import BundleError, ConfigError
+from qanchor_server.config import ServerConfig
+from qanchor_server.engine.ort import OrtEngine, OrtOptions
+from qanchor_server.engine.packing import SuffixQuery, UserSuffix, pack
+from qanchor_server.main import Server
+from qanchor_server.parity import check_parity
+from qanchor_server.prefix_encoder import PrefixEncoder
+from qanchor_server.prefix_source import prepare_rendered
+
+NOW_S = 1_000 * 86_400
+# Float32 sums in another order; components of unit vectors.
+TOLERANCE = 2e-5
+
+
+@pytest.fixture(scope="module")
+def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random bundle of a tiny shape with two modalities."""
+    pytest.importorskip("torch")
+    from qanchor_export.bundle_writer import export_bundle
+    from qanchor_export.random_source import random_source, shape_named
+
+    schema = ProfileSchema(
+        modalities=(
+            ModalitySpec(name="app", max_events=20, max_event_tokens=12),
+            ModalitySpec(name="about", kind="attributes", max_events=4, max_event_tokens=12),
+        )
+    )
+    path = tmp_path_factory.mktemp("ort") / "bundle"
+    export_bundle(random_source(shape_named("tiny"), schema), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(bundle_dir: Path) -> Bundle:
+    return open_bundle(bundle_dir)
+
+
+@pytest.fixture(scope="module")
+def engine(bundle: Bundle) -> OrtEngine:
+    return OrtEngine(bundle, OrtOptions(intra_op_threads=1))
+
+
+def encoder_of(engine: OrtEngine, bundle: Bundle, chunk_len: int) -> PrefixEncoder:
+    return PrefixEncoder(
+        engine, bundle, chunk_len=chunk_len, max_event_tokens_per_step=64, max_cached_texts=1000
+    )
+
+
+def embed(engine: OrtEngine, bundle: Bundle, slots, users: list[UserSuffix]) -> np.ndarray:
+    manifest = bundle.manifest
+    packed = pack(users, user_emb=manifest.tokens.user_emb, hidden_dim=manifest.dims.hidden_dim)
+    return engine.suffix(packed, slots)
+
+
+@pytest.mark.parametrize("chunk_len", [1000, 7])
+def test_the_engine_reproduces_torch_whole_and_in_chunks(engine, bundle, chunk_len):
+    assert check_parity(engine, encoder_of(engine, bundle, chunk_len), bundle) < TOLERANCE
+
+
+def test_users_batched_equal_users_alone_with_slots_of_any_capacity(engine, bundle):
+    encoder = encoder_of(engine, bundle, 16)
+    slots, users, expected = [], [], []
+    for number, case in enumerate(bundle.parity):
+        prepared = prepare_rendered(
+            RenderedProfile(case.texts), user_id="", version=1, as_of_s=0, manifest=bundle.manifest
+        )
+        slot = engine.allocate_slot(len(prepared.layout) + 13 * number)
+        encoder.encode(prepared, slot)
+        slots.append(slot)
+        queries = tuple(SuffixQuery(tuple(bundle.encode_query(q))) for q in case.queries)
+        users.append(UserSuffix(len(prepared.layout), queries[number:]))
+        expected.append(np.array(case.embeddings[number:]))
+    # Twice, and in another order: the working copy holds other users' numbers by then.
+    for order in ([0, 1, 2], [2, 0], [1, 2, 0]):
+        found = embed(engine, bundle, [slots[i] for i in order], [users[i] for i in order])
+        wanted = np.concatenate([expected[i] for i in order])
+        assert np.abs(found - wanted).max() < TOLERANCE
+
+
+def test_a_soft_prompt_changes_its_own_query_only(engine, bundle):
+    case = bundle.parity[0]
+    prepared = prepare_rendered(
+        RenderedProfile(case.texts), user_id="", version=1, as_of_s=0, manifest=bundle.manifest
+    )
+    slot = engine.allocate_slot(len(prepared.layout))
+    encoder_of(engine, bundle, 16).encode(prepared, slot)
+    plain = SuffixQuery(tuple(bundle.encode_query(case.queries[0])))
+    rows = np.full((2, bundle.manifest.dims.hidden_dim), 0.5, dtype=np.float32)
+    tuned = SuffixQuery(plain.token_ids, rows)
+    user = UserSuffix(len(prepared.layout), (plain, tuned, plain))
+    found = embed(engine, bundle, [slot], [user])
+    assert np.abs(found[[0, 2]] - np.array(case.embeddings[0])).max() < TOLERANCE
+    assert np.abs(found[1] - found[0]).max() > 1e-3
+
+
+def test_a_cleared_slot_holds_nothing(engine, bundle):
+    slot = engine.allocate_slot(5)
+    slot.kv_L2GCK.fill(7)
+    engine.clear_slot(slot)
+    assert not slot.kv_L2GCK.any()
+
+
+def test_graphs_of_another_export_refuse_to_load(bundle_dir, tmp_path):
+    altered = tmp_path / "altered"
+    shutil.copytree(bundle_dir, altered)
+    manifest = json.loads((altered / MANIFEST_FILE).read_text())
+    manifest["export_id"] = "another"
+    (altered / MANIFEST_FILE).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="graphs of different exports"):
+        OrtEngine(open_bundle(altered), OrtOptions())
+
+
+def test_an_execution_provider_that_is_not_there_is_named(bundle):
+    with pytest.raises(ConfigError, match="CPUExecutionProvider"):
+        OrtEngine(bundle, OrtOptions(execution_provider="CPUExecutionProvidr"))
+
+
+def profile(number: int) -> Profile:
+    events = tuple(
+        Event(time_s=NOW_S - day * 86_400, modality="app", event_type="pays", text=f"{number} film")
+        for day in range(number + 1)
+    )
+    return Profile(user_id=f"user-{number}", as_of_s=NOW_S, events=events, attributes={"a": 1.0})
+
+
+async def test_the_server_gives_each_user_the_same_vectors_however_they_are_run(bundle, tmp_path):
+    dims, limits = bundle.manifest.dims, bundle.manifest.limits
+    config = ServerConfig(
+        address="127.0.0.1:0",
+        data_dir=str(tmp_path),
+        intra_op_threads=1,
+        chunk_len=8,
+        kv_pool_bytes=4 * limits.max_prefix_len * dims.kv_bytes_per_token,
+        slab_ladder=(16, 24),
+    )
+    options = OrtOptions(intra_op_threads=1)
+    server = Server(config, bundle, lambda: OrtEngine(bundle, options), now_s=lambda: NOW_S)
+    address = f"127.0.0.1:{await server.start()}"
+    try:
+        assert await server.wait_ready()
+        async with AsyncClient(address) as client:
+            await _compare_alone_and_crowded(client)
+    finally:
+        server.request_stop()
+        await server.wait_closed()
+
+
+async def _compare_alone_and_crowded(client: AsyncClient) -> None:
+    queries = ("Does the user like films?", "travel")
+    alone = {}
+    for number in range(12):
+        await client.put_profile(profile(number))
+        user = f"user-{number}"
+        cold = await client.embed(user, queries=queries)
+        cached = await client.embed(user, queries=queries)
+        assert cached.provenance.cache_state is CacheState.DEVICE
+        assert np.abs(cached.vectors - cold.vectors).max() < TOLERANCE
+        assert np.abs(np.linalg.norm(cold.vectors, axis=1) - 1).max() < TOLERANCE
+        alone[user] = cold.vectors
+    assert np.abs(alone["user-0"] - alone["user-11"]).max() > 1e-3
+    items = [
+        EmbedRequestItem(request_id=f"{user}/{n}", user_id=user, queries=queries)
+        for n in range(3)
+        for user in alone
+    ]
+    async with asyncio.timeout(30):
+        async for reply in client.stream_embed(items):
+            user = reply.request_id.partition("/")[0]
+            assert np.abs(reply.unwrap().vectors - alone[user]).max() < TOLERANCE
+    info = await client.server_info()
+    assert info.counters["num_evicted"] > 0
+    assert info.pool_used_bytes <= info.pool_budget_bytes

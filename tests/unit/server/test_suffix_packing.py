@@ -1,0 +1,70 @@
+"""Packing: every graph input of small steps written out by hand."""
+
+import numpy as np
+import pytest
+
+from qanchor.bundle.manifest import ModelDims, suffix_spec
+from qanchor_server.engine.packing import SuffixQuery, UserSuffix, pack
+
+USER_EMB = 99
+ROWS_2 = np.array([[1, 2, 3], [4, 5, 6]], dtype=np.float32)
+ROWS_1 = np.array([[7, 8, 9]], dtype=np.float32)
+
+
+def test_one_user_with_two_queries() -> None:
+    user = UserSuffix(10, (SuffixQuery((1, 2)), SuffixQuery((3,))))
+    packed = pack([user], user_emb=USER_EMB, hidden_dim=3)
+    assert packed.token_ids_S.tolist() == [1, 2, USER_EMB, 3, USER_EMB]
+    assert packed.positions_S.tolist() == [10, 11, 12, 10, 11]
+    assert packed.segment_ids_S.tolist() == [0, 0, 0, 1, 1]
+    assert packed.prompt_index_S.tolist() == [0] * 5
+    assert packed.prompt_rows_KD.tolist() == [[0, 0, 0]]
+    assert packed.row_index_BR.tolist() == [[0, 1, 2, 3, 4]]
+    assert packed.flat_index_S.tolist() == [0, 1, 2, 3, 4]
+    assert packed.emb_index_Q.tolist() == [2, 4]
+    assert packed.prefix_len_B.tolist() == [10]
+
+
+def test_users_of_different_length_share_a_padded_row_index() -> None:
+    long = UserSuffix(10, (SuffixQuery((1, 2)), SuffixQuery((3,))))
+    short = UserSuffix(7, (SuffixQuery((4,)),))
+    packed = pack([long, short], user_emb=USER_EMB, hidden_dim=3)
+    assert packed.segment_ids_S.tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert packed.positions_S.tolist() == [10, 11, 12, 10, 11, 7, 8]
+    assert packed.row_index_BR.tolist() == [[0, 1, 2, 3, 4], [5, 6, -1, -1, -1]]
+    assert packed.flat_index_S.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert packed.emb_index_Q.tolist() == [2, 4, 6]
+
+
+def test_flat_index_is_the_inverse_of_row_index() -> None:
+    users = [UserSuffix(5, (SuffixQuery(tuple(range(n))),)) for n in (1, 4, 2)]
+    packed = pack(users, user_emb=USER_EMB, hidden_dim=3)
+    flat = packed.row_index_BR.reshape(-1)
+    assert flat[packed.flat_index_S].tolist() == list(range(len(packed.token_ids_S)))
+
+
+def test_a_soft_prompt_stands_between_query_and_user_emb_and_travels_once() -> None:
+    tuned, other = SuffixQuery((1,), ROWS_2), SuffixQuery((2,), ROWS_1)
+    packed = pack([UserSuffix(3, (tuned, other, tuned))], user_emb=USER_EMB, hidden_dim=3)
+    assert packed.token_ids_S.tolist() == [1, 0, 0, USER_EMB, 2, 0, USER_EMB, 1, 0, 0, USER_EMB]
+    assert packed.prompt_index_S.tolist() == [0, 1, 2, 0, 0, 3, 0, 0, 1, 2, 0]
+    assert packed.prompt_rows_KD.tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    assert packed.positions_S.tolist() == [3, 4, 5, 6, 3, 4, 5, 3, 4, 5, 6]
+    assert packed.emb_index_Q.tolist() == [3, 6, 10]
+    assert tuned.suffix_len == 4
+
+
+@pytest.mark.parametrize("rows", [None, ROWS_2])
+def test_inputs_have_the_manifests_names_dtypes_and_ranks(rows: np.ndarray | None) -> None:
+    dims = ModelDims(
+        num_layers=1, hidden_dim=3, num_heads=1, num_kv_heads=1, head_dim=1,
+        intermediate_dim=1, event_dim=1, embedding_dim=1,
+    )  # fmt: skip
+    user = UserSuffix(2, (SuffixQuery((1,), rows),))
+    inputs = pack([user], user_emb=USER_EMB, hidden_dim=3).inputs()
+    specs = {s.name: s for s in suffix_spec(dims).inputs if "past" not in s.name}
+    assert inputs.keys() == specs.keys()
+    for name, array in inputs.items():
+        assert str(array.dtype) == specs[name].dtype
+        assert array.ndim == len(specs[name].dims)
+        assert array.flags.c_contiguous
