@@ -1,0 +1,149 @@
+"""The machine a measurement ran on: what it is called, and how fast it computes and reads."""
+
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from onnx import helper, numpy_helper
+
+_PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "numpy", "tokenizers")
+_READ_BYTES = 1 << 30
+_RATE_REPEATS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Best measured rates of this run; the floor is stated with them."""
+
+    gemm_flops: float
+    """float32 FLOP/s, the better of `ort` and `torch`."""
+    ort_gemm_flops: float
+    torch_gemm_flops: float
+    read_bytes: float
+    """Bytes/s of reading memory with all threads."""
+
+
+def measure_rates(num_rows: int, inner: int, columns: int, num_threads: int) -> Rates:
+    """Rates of a float32 GEMM [num_rows, inner] x [inner, columns] and of a long sum."""
+    flops = 2.0 * num_rows * inner * columns
+    ort_flops = flops / _best(_ort_gemm(num_rows, inner, columns, num_threads))
+    left, right = torch.randn(num_rows, inner), torch.randn(inner, columns)
+    torch_flops = flops / _best(lambda: left @ right)
+    long = torch.ones(_READ_BYTES // 4)
+    read_bytes = _READ_BYTES / _best(lambda: long.sum())
+    return Rates(max(ort_flops, torch_flops), ort_flops, torch_flops, read_bytes)
+
+
+def environment(num_threads: int) -> dict[str, Any]:
+    """What a reader needs to judge or repeat a measurement."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": num_threads,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "load_average_before": os.getloadavg()[0],
+        "commit": _git("rev-parse", "--short=12", "HEAD") or "uncommitted",
+        "is_dirty": bool(_git("status", "--porcelain")),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """A reading of the clocks that tell how much of the machine others used in between."""
+
+    wall_seconds: float
+    all_seconds: float
+    own_seconds: float
+
+    @classmethod
+    def now(cls) -> "Busy":
+        """Read the clocks; all processes count as idle where /proc/stat does not exist."""
+        own = os.times()
+        try:
+            fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
+        except OSError:
+            return cls(time.monotonic(), 0.0, own.user + own.system)
+        ticks = [int(field) for field in fields]
+        # Fields 4 and 5 are idle and waiting for the disk, 9 and 10 repeat user time of guests.
+        busy = (sum(ticks[:3]) + sum(ticks[5:8])) / os.sysconf("SC_CLK_TCK")
+        return cls(time.monotonic(), busy, own.user + own.system)
+
+    def others_since(self, earlier: "Busy") -> float:
+        """Share of the machine, 0 to 1, that other processes used since `earlier`."""
+        others = self.all_seconds - earlier.all_seconds - (self.own_seconds - earlier.own_seconds)
+        possible = (self.wall_seconds - earlier.wall_seconds) * (os.cpu_count() or 1)
+        return max(0.0, others / possible)
+
+
+def hardware_slug() -> str:
+    """Short name of the machine for file names, such as `amd-epyc-2c`."""
+    return re.sub(r"[^a-z0-9]+", "-", _cpu_model().lower()).strip("-") + f"-{os.cpu_count()}c"
+
+
+def _ort_gemm(num_rows: int, inner: int, columns: int, num_threads: int) -> Callable[[], object]:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((inner, columns), dtype=np.float32)
+    left = rng.standard_normal((num_rows, inner), dtype=np.float32)
+    node = helper.make_node("MatMul", ["left", "weight"], ["product"])
+    graph = helper.make_graph(
+        [node],
+        "gemm",
+        [helper.make_tensor_value_info("left", onnx.TensorProto.FLOAT, left.shape)],
+        [helper.make_tensor_value_info("product", onnx.TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    opset = helper.make_opsetid("", 20)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return lambda: session.run(None, {"left": left})
+
+
+def _best(run: Callable[[], object]) -> float:
+    run()
+    seconds = []
+    for _ in range(_RATE_REPEATS):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def _cpu_model() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found.group(1).strip() if found else platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

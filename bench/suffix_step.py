@@ -1,0 +1,279 @@
+"""How long ten queries of a cached user take: the packed suffix step beside transformers.
+
+    python -m bench.suffix_step [--shape tiny] [--bundle DIR] [--repeats 9]
+
+One process, roads interleaved, random weights, float32, CPU. The floor is stated first, with rates
+measured in the same run; every road's embeddings are compared. See README.md for the terms.
+"""
+
+import argparse
+import datetime
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.machine import Busy, Rates, environment, hardware_slug, measure_rates
+from bench.suffix_peers import Road, make_task, our_prefix, packed_step, transformers_roads
+from qanchor.bundle.manifest import PREFIX, ModelDims
+from qanchor.bundle.reader import open_bundle
+from qanchor_export.bundle_writer import export_bundle
+from qanchor_export.random_source import method_schema, random_source, shape_named
+from qanchor_export.runner import BundleRunner
+from qanchor_export.source import ExportSource
+
+logger = logging.getLogger("bench.suffix_step")
+
+MIN_COSINE = 1 - 1e-3
+MIN_REPEATS = 5
+_SETTLE_SECONDS = 0.2
+TITLES = {
+    "packed": "packed suffix step, ONNX Runtime (ours)",
+    "packed_one": "one query, ONNX Runtime (ours)",
+    "reuse_one_by_one": "transformers, cache reused, query by query",
+    "reuse_batch": "transformers, cache reused, batch of all queries",
+    "full_pass_one": "transformers, one full pass, one query",
+    "full_pass_all": "transformers, a full pass per query",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Sizes of the measured step."""
+
+    prefix_len: int
+    num_queries: int
+    query_len: int
+    """Tokens of a query, <USER_EMB> included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """What a step must at least compute and read, and the time the machine's rates give for it."""
+
+    flops: float
+    num_bytes: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Per road: wall-clock and CPU seconds of each repeat (all threads), and the last answer."""
+
+    seconds: dict[str, list[float]]
+    cpu_seconds: dict[str, list[float]]
+    answers: dict[str, Any]
+
+
+def step_floor(dims: ModelDims, load: Workload, rates: Rates) -> Floor:
+    """The larger of compute and reading: each weight and each key and value read once.
+
+    Counted: matrix products only; in the last layer what follows attention for one row per query.
+    """
+    tokens = load.num_queries * load.query_len
+    inner = dims.num_heads * dims.head_dim
+    qkv = dims.hidden_dim * (inner + 2 * dims.num_kv_heads * dims.head_dim)
+    after = dims.hidden_dim * (inner + 3 * dims.intermediate_dim)
+    seen = load.prefix_len + (load.query_len + 1) / 2
+    attention = 2 * inner * seen
+    all_tokens = dims.num_layers * (qkv + attention) + (dims.num_layers - 1) * after
+    flops = 2.0 * (tokens * all_tokens + load.num_queries * after)
+    num_bytes = 4.0 * dims.num_layers * (qkv + after)
+    num_bytes += float(load.prefix_len * dims.kv_bytes_per_token)
+    seconds = max(flops / rates.gemm_flops, num_bytes / rates.read_bytes)
+    return Floor(flops, num_bytes, seconds)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print a Markdown table and the result path as JSON; 1 when the roads disagree."""
+    args = _parse(argv)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
+    threads = args.threads or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    result: dict[str, Any] = {
+        "bench": "suffix_step",
+        # Paths say nothing to a reader elsewhere.
+        "config": {key: v for key, v in vars(args).items() if key not in ("bundle", "results")},
+        "environment": environment(threads),
+    }
+    source = random_source(shape_named(args.shape), method_schema(), args.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = args.bundle or Path(scratch) / "bundle"
+        if not path.exists():
+            export_bundle(source, path)
+        runner = BundleRunner(open_bundle(path), num_threads=threads)
+        result |= measure(runner, source, args)
+    print(markdown(result))
+    args.results.mkdir(parents=True, exist_ok=True)
+    today = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d")
+    commit = result["environment"]["commit"]
+    variant = "" if args.shape == "qwen2.5-0.5b" else f"-{args.shape}"
+    variant += "" if threads == os.cpu_count() else f"-{threads}-threads"
+    file = args.results / f"suffix_step{variant}_{hardware_slug()}_{today}_{commit}.json"
+    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    is_ok = result["correctness"]["is_ok"]
+    print(json.dumps({"ok": is_ok, "result": file.name, **result["ratios"]}))
+    return 0 if is_ok else 1
+
+
+def measure(runner: BundleRunner, source: ExportSource, args: argparse.Namespace) -> dict[str, Any]:
+    """Floors, timings, ratios and the comparison of every road's embeddings."""
+    load = Workload(args.prefix_len, args.queries, args.query_len)
+    dims, threads = runner.bundle.manifest.dims, torch.get_num_threads()
+    tokens = load.num_queries * load.query_len
+    rates = measure_rates(tokens, dims.hidden_dim, dims.intermediate_dim, threads)
+    floors = {
+        "packed": step_floor(dims, load, rates),
+        "packed_one": step_floor(dims, Workload(load.prefix_len, 1, load.query_len), rates),
+    }
+    for name, floor in floors.items():
+        logger.info("floor of %s: %.1f ms", name, 1e3 * floor.seconds)
+    task = make_task(source, load.prefix_len, load.num_queries, load.query_len)
+    prefix = our_prefix(runner, task)
+    runner.close(PREFIX)
+    roads = {
+        "packed": packed_step(runner, prefix, task.queries_NS),
+        "packed_one": packed_step(runner, prefix, task.queries_NS[:1]),
+        **transformers_roads(source, task),
+    }
+    for name, road in roads.items():
+        if name != "full_pass_all":  # long, and full_pass_one warms up the same code
+            road()
+    long = {"full_pass_all": args.full_repeats, "full_pass_one": max(2, args.full_repeats)}
+    before = Busy.now()
+    times = time_roads(roads, {name: long.get(name, args.repeats) for name in roads})
+    others = Busy.now().others_since(before)
+    median = {name: float(np.median(values)) for name, values in times.seconds.items()}
+    median_cpu = {name: float(np.median(values)) for name, values in times.cpu_seconds.items()}
+    return {
+        "cpu_share_of_others": others,
+        "rates": asdict(rates),
+        "floors": {name: asdict(floor) for name, floor in floors.items()},
+        "seconds": times.seconds,
+        "cpu_seconds": times.cpu_seconds,
+        "median_ms": {name: 1e3 * value for name, value in median.items()},
+        "median_cpu_ms": {name: 1e3 * value for name, value in median_cpu.items()},
+        "p95_ms": {name: 1e3 * float(np.percentile(v, 95)) for name, v in times.seconds.items()},
+        "ratios": {
+            "packed_over_floor": median["packed"] / floors["packed"].seconds,
+            "packed_one_over_floor": median["packed_one"] / floors["packed_one"].seconds,
+            **speedups(median),
+        },
+        "cpu_time_ratios": speedups(median_cpu),
+        "correctness": agreement(times.answers),
+    }
+
+
+def speedups(median: dict[str, float]) -> dict[str, float]:
+    """How many times longer each transformers road takes than the packed step."""
+    return {
+        "speedup_over_reuse_one_by_one": median["reuse_one_by_one"] / median["packed"],
+        "speedup_over_reuse_batch": median["reuse_batch"] / median["packed"],
+        "speedup_over_full_passes": median["full_pass_all"] / median["packed"],
+    }
+
+
+def time_roads(roads: dict[str, Road], repeats: dict[str, int]) -> Timings:
+    """In each round every road runs once, until its repeats are used up."""
+    times = Timings({name: [] for name in roads}, {name: [] for name in roads}, {})
+    for turn in range(max(repeats.values())):
+        for name, road in roads.items():
+            if turn < repeats[name]:
+                # Threads of the other runtime may still spin; let them fall asleep.
+                time.sleep(_SETTLE_SECONDS)
+                start, cpu_start = time.perf_counter(), time.process_time()
+                times.answers[name] = road()
+                times.seconds[name].append(time.perf_counter() - start)
+                times.cpu_seconds[name].append(time.process_time() - cpu_start)
+        logger.info("round %d of %d", turn + 1, max(repeats.values()))
+    return times
+
+
+def agreement(answers: dict[str, Any]) -> dict[str, Any]:
+    """Each road's embeddings against the packed step's: smallest cosine, largest difference."""
+    ours = answers["packed"]
+    compared = {}
+    for name, found in answers.items():
+        wanted = ours[: len(found)]
+        compared[name] = {
+            "min_cosine": float((found * wanted).sum(-1).min()),
+            "max_abs": float(np.abs(found - wanted).max()),
+        }
+    between = float((ours @ ours.T)[~np.eye(len(ours), dtype=bool)].max()) if len(ours) > 1 else 0.0
+    return {
+        "is_ok": all(entry["min_cosine"] >= MIN_COSINE for entry in compared.values()),
+        "roads": compared,
+        # If all queries had the same answer, agreement would prove nothing.
+        "max_cosine_between_queries": between,
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The result as the table that documents show."""
+    env, rates, floors = result["environment"], result["rates"], result["floors"]
+    load = result["config"]
+    lines = [
+        f"{env['cpu']}, {env['cores']} cores, {env['threads']} threads, float32; shape "
+        f"{load['shape']}, prefix {load['prefix_len']}, {load['queries']} queries of "
+        f"{load['query_len']} tokens. GEMM {rates['gemm_flops'] / 1e9:.0f} GFLOP/s (torch "
+        f"{rates['torch_gemm_flops'] / 1e9:.0f}), reading {rates['read_bytes'] / 1e9:.1f} GB/s.",
+        "",
+        "| road | median ms | p95 ms | repeats | x floor | x packed | CPU ms | x packed, CPU |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, title in TITLES.items():
+        median = result["median_ms"][name]
+        floor = floors.get(name)
+        over = f"{median / 1e3 / floor['seconds']:.2f}" if floor else ""
+        lines.append(
+            f"| {title} | {median:.1f} | {result['p95_ms'][name]:.1f} | "
+            f"{len(result['seconds'][name])} | {over} | "
+            f"{median / result['median_ms']['packed']:.2f} | {result['median_cpu_ms'][name]:.0f} | "
+            f"{result['median_cpu_ms'][name] / result['median_cpu_ms']['packed']:.2f} |"
+        )
+    packed = floors["packed"]
+    lines += [
+        "",
+        f"Floor of the packed step: {1e3 * packed['seconds']:.1f} ms "
+        f"({packed['flops'] / 1e9:.0f} GFLOP, {packed['num_bytes'] / 1e9:.2f} GB). Other processes "
+        f"used {result['cpu_share_of_others']:.0%} of the machine meanwhile.",
+    ]
+    return "\n".join(lines)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench.suffix_step", description=__doc__)
+    parser.add_argument("--shape", default="qwen2.5-0.5b", help="qwen2.5-0.5b or tiny")
+    parser.add_argument(
+        "--bundle", type=Path, help="bundle of the shape's random weights; exported if absent"
+    )
+    parser.add_argument("--prefix-len", type=int, default=760)
+    parser.add_argument("--queries", type=int, default=10)
+    parser.add_argument("--query-len", type=int, default=20, help="<USER_EMB> included")
+    parser.add_argument("--repeats", type=int, default=9, help=f"at least {MIN_REPEATS}")
+    parser.add_argument(
+        "--full-repeats", type=int, default=1, help="of the full passes, which take long"
+    )
+    parser.add_argument("--threads", type=int, default=0, help="0 takes all cores")
+    parser.add_argument("--seed", type=int, default=0, help="of the random weights")
+    parser.add_argument(
+        "--results", type=Path, default=Path(__file__).parent / "results", help="output folder"
+    )
+    args = parser.parse_args(argv)
+    if args.repeats < MIN_REPEATS:
+        parser.error(
+            f"--repeats {args.repeats}: at least {MIN_REPEATS}, so that p95 means something"
+        )
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Checkpoint to bundle, and its proof. May import qanchor, never the server."""

@@ -1,0 +1,177 @@
+"""A model to a bundle directory that appears whole or not at all.
+
+1 trace the graphs; 2 move weights into one shared file; 3 digest everything into the model id;
+4 stamp the export id into every graph; 5 ask torch for the parity cases; 6 write the manifest
+with every file's hash; 7 rename into place.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qanchor import config
+from qanchor.bundle.manifest import (
+    EVENT_ENCODER,
+    EVENT_TOKENIZER_FILE,
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    PARITY_FILE,
+    PREFIX,
+    SCENARIOS_FILE,
+    SUFFIX,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    FileSpec,
+    GraphSpec,
+    Limits,
+    Manifest,
+    ModelDims,
+    ParityCase,
+    event_encoder_spec,
+    prefix_spec,
+    suffix_spec,
+)
+from qanchor.bundle.reader import file_sha256
+from qanchor.data.prefix import max_prefix_len
+from qanchor.data.render import RenderedProfile
+from qanchor.errors import BundleError
+from qanchor_export.reference import anchor_embeddings, make_query
+from qanchor_export.runner import EXPORT_ID_KEY
+from qanchor_export.sample_users import SAMPLE_QUERIES, sample_users
+from qanchor_export.source import ExportSource
+from qanchor_export.to_onnx import to_onnx
+from qanchor_export.weight_file import WeightFile
+from qanchor_export.weights import model_dims
+
+logger = logging.getLogger(__name__)
+
+_NUM_SAMPLE_USERS = 3
+_NUM_SAMPLE_QUERIES = 3
+_EXPORT_ID_CHARS = 16
+_MODEL_ID_CHARS = 32
+
+
+def export_bundle(
+    source: ExportSource,
+    destination: Path,
+    users: Sequence[RenderedProfile] = (),
+    *,
+    force: bool = False,
+) -> Manifest:
+    """Write the bundle of `source` to `destination` and return its manifest.
+
+    `users` become the parity cases; without any, users are made up from the schema. Equal sources
+    give equal model ids. Raises BundleError when `destination` exists and `force` is not set, and
+    ConfigError when the graphs cannot compute the model's maths.
+    """
+    if destination.exists() and not force:
+        raise BundleError(f"{destination}: exists; choose another path or give --force")
+    cases = _parity_cases(source, users)
+    with _staging(destination) as staging:
+        manifest = _write(source, cases, staging)
+    logger.info("bundle %s: model %s", destination, manifest.model_id)
+    return manifest
+
+
+def _write(source: ExportSource, cases: tuple[ParityCase, ...], path: Path) -> Manifest:
+    dims = model_dims(source.model)
+    specs = {
+        EVENT_ENCODER: event_encoder_spec(dims),
+        PREFIX: prefix_spec(dims),
+        SUFFIX: suffix_spec(dims),
+    }
+    source.tokenizer.save(str(path / TOKENIZER_FILE))
+    source.event_tokenizer.save(str(path / EVENT_TOKENIZER_FILE))
+    model_id = _write_graphs(source, dims, specs, path)
+    config.save(source.scenarios, path / SCENARIOS_FILE)
+    config.save(cases, path / PARITY_FILE)
+    schema = source.schema
+    max_events = tuple(spec.max_events for spec in schema.modalities)
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        export_id=model_id[:_EXPORT_ID_CHARS],
+        model_id=model_id,
+        recipe=source.recipe,
+        dims=dims,
+        profile_schema=schema,
+        tokens=source.tokens,
+        event_pad=source.model.event_encoder.pad_id,
+        limits=Limits(
+            max_prefix_len=max_prefix_len(max_events, source.tokens),
+            max_query_len=source.max_query_len,
+        ),
+        graphs=specs,
+        files={file.name: _file_spec(file) for file in sorted(path.iterdir())},
+    )
+    config.save(manifest, path / MANIFEST_FILE)
+    return manifest
+
+
+def _write_graphs(
+    source: ExportSource, dims: ModelDims, specs: dict[str, GraphSpec], path: Path
+) -> str:
+    """Write graphs and weights; return the model id.
+
+    The export id is a part of the model id: it depends on all the graphs compute with, and it
+    can only be stamped in once they are all there.
+    """
+    graphs = to_onnx(source.model, dims)
+    with WeightFile(path / WEIGHTS_FILE) as weights:
+        for graph in graphs.values():
+            weights.move_out(graph)
+    logger.info("weights shared between graphs: %d bytes", weights.num_shared_bytes)
+    digest = hashlib.sha256()
+    for name in sorted(graphs):
+        digest.update(_serialized(graphs[name]))
+    for file in (WEIGHTS_FILE, TOKENIZER_FILE, EVENT_TOKENIZER_FILE):
+        digest.update(file_sha256(path / file).encode())
+    digest.update(config.to_json(source.schema) + config.to_json(source.tokens))
+    model_id = digest.hexdigest()[:_MODEL_ID_CHARS]
+    for name, graph in graphs.items():
+        graph.metadata_props[EXPORT_ID_KEY] = model_id[:_EXPORT_ID_CHARS]
+        (path / specs[name].file).write_bytes(_serialized(graph))
+    return model_id
+
+
+def _serialized(graph: ir.Model) -> bytes:
+    data: bytes = ir.to_proto(graph).SerializeToString(deterministic=True)
+    return data
+
+
+def _parity_cases(source: ExportSource, users: Sequence[RenderedProfile]) -> tuple[ParityCase, ...]:
+    rendered = users or sample_users(source.schema, _NUM_SAMPLE_USERS, seed=1)
+    texts = SAMPLE_QUERIES[:_NUM_SAMPLE_QUERIES]
+    queries = [make_query(source, text) for text in texts]
+    cases = []
+    for user in rendered:
+        embeddings = anchor_embeddings(source, user, queries)
+        rows = tuple(tuple(float(value) for value in row) for row in embeddings)
+        cases.append(ParityCase(texts=user.texts, queries=texts, embeddings=rows))
+    return tuple(cases)
+
+
+def _file_spec(path: Path) -> FileSpec:
+    return FileSpec(sha256=file_sha256(path), num_bytes=path.stat().st_size)
+
+
+@contextmanager
+def _staging(destination: Path) -> Iterator[Path]:
+    """A directory beside `destination` that takes its place on success, and goes on failure."""
+    staging = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
+    replaced = staging.with_suffix(".replaced")
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        if destination.exists():
+            destination.rename(replaced)
+        staging.rename(destination)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if replaced.exists() and destination.exists():
+            shutil.rmtree(replaced)

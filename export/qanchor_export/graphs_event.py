@@ -1,0 +1,132 @@
+"""The event encoder graph: a BERT read at its first token, written as functions of its weights.
+
+In the last layer only the [CLS] row is needed after keys and values, so only that is computed.
+
+Legend: N texts, T text_len, L tokens that are read on (T, or 1 in the last layer), E event_dim,
+H heads, K head_dim.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qanchor.encoder.event_encoder import EventEncoder
+from qanchor.errors import ConfigError
+from qanchor_export.graphs_decoder import MASKED
+from qanchor_export.source import merged
+from qanchor_export.weights import bias_of, frozen, transposed
+
+
+class BertLayerWeights(nn.Module):
+    """One encoder layer; query weights already scaled by 1/sqrt(K)."""
+
+    def __init__(self, layer: Any, head_dim: int) -> None:
+        super().__init__()
+        attention, scale = layer.attention.self, 1.0 / math.sqrt(head_dim)
+        self.q_weight = frozen(transposed(attention.query) * scale)
+        self.q_bias = frozen(bias_of(attention.query) * scale)
+        self.kv_weight = frozen(
+            torch.cat([transposed(attention.key), transposed(attention.value)], dim=1)
+        )
+        self.kv_bias = frozen(torch.cat([bias_of(attention.key), bias_of(attention.value)]))
+        self.o_weight = frozen(transposed(layer.attention.output.dense))
+        self.o_bias = frozen(bias_of(layer.attention.output.dense))
+        self.attention_gain = frozen(layer.attention.output.LayerNorm.weight)
+        self.attention_shift = frozen(layer.attention.output.LayerNorm.bias)
+        self.up_weight = frozen(transposed(layer.intermediate.dense))
+        self.up_bias = frozen(bias_of(layer.intermediate.dense))
+        self.down_weight = frozen(transposed(layer.output.dense))
+        self.down_bias = frozen(bias_of(layer.output.dense))
+        self.output_gain = frozen(layer.output.LayerNorm.weight)
+        self.output_shift = frozen(layer.output.LayerNorm.bias)
+
+
+class EventEncoderGraph(nn.Module):
+    """Padded event texts to pre-adapter event vectors, shapes as `event_encoder_spec`."""
+
+    def __init__(self, encoder: EventEncoder) -> None:
+        super().__init__()
+        bert: Any = merged(encoder.model)
+        check_event_encoder(bert.config)
+        embeddings = bert.embeddings
+        self.pad_id = encoder.pad_id
+        self.num_heads = int(bert.config.num_attention_heads)
+        self.event_dim = int(bert.config.hidden_size)
+        self.norm_eps = float(bert.config.layer_norm_eps)
+        self.token_VE = frozen(embeddings.word_embeddings.weight)
+        # Every text is of type 0: its vector is part of the position's.
+        self.position_PE = frozen(
+            embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
+        )
+        self.gain_E = frozen(embeddings.LayerNorm.weight)
+        self.shift_E = frozen(embeddings.LayerNorm.bias)
+        head_dim = self.event_dim // self.num_heads
+        self.layers = nn.ModuleList(BertLayerWeights(x, head_dim) for x in bert.encoder.layer)
+
+    def forward(self, event_token_ids_NT: Tensor) -> Tensor:
+        """Event vectors [N, E] (float32) of texts [N, T] (int64, padded with `pad_id`)."""
+        num_texts, text_len = event_token_ids_NT.shape
+        tokens = torch.index_select(self.token_VE, 0, event_token_ids_NT.reshape(-1))
+        positions_TE = torch.index_select(self.position_PE, 0, torch.arange(text_len))
+        states_NTE = tokens.reshape(num_texts, text_len, self.event_dim) + positions_TE
+        states_NTE = self.norm(states_NTE, self.gain_E, self.shift_E)
+        sees_N11T = (event_token_ids_NT != self.pad_id)[:, None, None, :]
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            rows_NLE = states_NTE[:, :1] if index == last else states_NTE
+            states_NTE = self.layer(rows_NLE, states_NTE, sees_N11T, layer)
+        return states_NTE.reshape(num_texts, self.event_dim)
+
+    def norm(self, states: Tensor, gain_E: Tensor, shift_E: Tensor) -> Tensor:
+        """LayerNorm over E."""
+        return nn.functional.layer_norm(
+            states, (self.event_dim,), weight=gain_E, bias=shift_E, eps=self.norm_eps
+        )
+
+    def layer(self, rows_NLE: Tensor, states_NTE: Tensor, sees_N11T: Tensor, layer: Any) -> Tensor:
+        """Rows [N, L, E] after attention to [N, T, E] and the feed-forward block."""
+        attended_NLE = self.attend(rows_NLE, states_NTE, sees_N11T, layer)
+        rows_NLE = self.norm(
+            rows_NLE + (attended_NLE @ layer.o_weight + layer.o_bias),
+            layer.attention_gain,
+            layer.attention_shift,
+        )
+        inner = nn.functional.gelu(rows_NLE @ layer.up_weight + layer.up_bias)
+        return self.norm(
+            rows_NLE + (inner @ layer.down_weight + layer.down_bias),
+            layer.output_gain,
+            layer.output_shift,
+        )
+
+    def attend(self, rows_NLE: Tensor, states_NTE: Tensor, sees_N11T: Tensor, layer: Any) -> Tensor:
+        """Full attention of rows over the text's real tokens, heads joined again [N, L, E]."""
+        num_texts, heads, head_dim = rows_NLE.shape[0], self.num_heads, -1
+        q = rows_NLE @ layer.q_weight + layer.q_bias
+        k, v = torch.split(states_NTE @ layer.kv_weight + layer.kv_bias, self.event_dim, dim=-1)
+        q_NHLK, k_NHTK, v_NHTK = (
+            part.reshape(num_texts, part.shape[1], heads, head_dim).transpose(1, 2)
+            for part in (q, k, v)
+        )
+        scores = torch.where(sees_N11T, q_NHLK @ k_NHTK.transpose(-1, -2), MASKED)
+        attended_NLHK = (torch.softmax(scores, dim=-1) @ v_NHTK).transpose(1, 2)
+        return attended_NLHK.reshape(num_texts, rows_NLE.shape[1], self.event_dim)
+
+
+def check_event_encoder(config: Any) -> None:
+    """Raise ConfigError unless the graph computes exactly what `config` asks for."""
+    position = getattr(config, "position_embedding_type", None) or "absolute"
+    rules = [
+        ("model_type", config.model_type, "bert"),
+        ("hidden_act", config.hidden_act, "gelu"),
+        ("position_embedding_type", position, "absolute"),
+    ]
+    for field, value, supported in rules:
+        if value != supported:
+            raise ConfigError(
+                f"event_encoder.{field}",
+                value,
+                f"the exported graph computes {supported} only",
+                "train with a plain BERT encoder",
+            )

@@ -1,0 +1,117 @@
+"""What torch says: embeddings of a user's queries from the model as it was trained.
+
+Two roads that share no code with the exported graphs: `QAnchorModel.anchor`, and one plain causal
+pass of the transformers decoder per query over [prefix | query].
+
+Legend: B users (1 here), P prefix length, S packed suffix length, Q queries, N event texts,
+T text length, D decoder width, Z embedding_dim.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from qanchor.bundle.reader import encode_event
+from qanchor.data.prefix import ADAPTER_FIRST_EVENT, PrefixLayout, build_layout
+from qanchor.data.render import RenderedProfile
+from qanchor.towers import AnchorBatch
+from qanchor_export.packing import SuffixQuery, pack
+from qanchor_export.source import ExportSource
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def make_query(
+    source: ExportSource, text: str, soft_prompt: FloatArray | None = None
+) -> SuffixQuery:
+    """A query text in the schema's template, closed by <USER_EMB>."""
+    templated = source.schema.query_template.format(query=text)
+    ids = source.tokenizer.encode(templated, add_special_tokens=False).ids
+    return SuffixQuery(tuple(ids), source.tokens.user_emb, soft_prompt)
+
+
+@torch.no_grad()
+def anchor_embeddings(
+    source: ExportSource, rendered: RenderedProfile, queries: list[SuffixQuery]
+) -> FloatArray:
+    """[Q, Z] from `QAnchorModel.anchor`; queries without soft prompt."""
+    layout = build_layout(rendered.num_events, source.tokens)
+    packed = pack([(len(layout), queries)], 1)
+    suffix = torch.from_numpy(packed.token_ids)[None]
+    texts_NT, event_row_BP = _events(source, rendered, layout)
+    batch = AnchorBatch(
+        event_token_ids_NT=texts_NT,
+        prefix_token_ids_BP=torch.from_numpy(layout.token_ids_P)[None],
+        adapter_BP=torch.from_numpy(layout.adapter_P)[None],
+        event_row_BP=event_row_BP,
+        prefix_len_B=torch.tensor([len(layout)]),
+        suffix_token_ids_BS=suffix,
+        segment_BS=torch.from_numpy(packed.segment_ids)[None],
+        position_BS=torch.from_numpy(packed.positions)[None],
+        labels_BS=torch.full_like(suffix, -100),
+        emb_user_Q=torch.zeros(len(queries), dtype=torch.int64),
+        emb_column_Q=torch.from_numpy(packed.emb_index),
+    )
+    embeddings_QZ, _ = source.model.anchor(batch)
+    return _array(embeddings_QZ)
+
+
+@torch.no_grad()
+def full_pass_embeddings(
+    source: ExportSource, rendered: RenderedProfile, queries: list[SuffixQuery]
+) -> FloatArray:
+    """[Q, Z] from one causal transformers pass per query, soft prompts included."""
+    layout = build_layout(rendered.num_events, source.tokens)
+    model: Any = source.model
+    decoder = model.decoder
+    texts_NT, event_row_BP = _events(source, rendered, layout)
+    event_vectors_NE = model.event_encoder(texts_NT)
+    prefix_BPD = model.encoder(
+        decoder.embed_tokens(torch.from_numpy(layout.token_ids_P))[None],
+        torch.from_numpy(layout.adapter_P)[None],
+        event_vectors_NE[event_row_BP],
+    )
+    found = []
+    for query in queries:
+        parts = [prefix_BPD[0], _suffix_embeddings(decoder, query)]
+        states = decoder(inputs_embeds=torch.cat(parts)[None], use_cache=False).last_hidden_state
+        found.append(model.head(states[0, -1]))
+    return _array(torch.stack(found))
+
+
+def _suffix_embeddings(decoder: Any, query: SuffixQuery) -> Tensor:
+    text = decoder.embed_tokens(torch.tensor(query.token_ids, dtype=torch.int64))
+    last = decoder.embed_tokens(torch.tensor([query.user_emb]))
+    if query.soft_prompt is None:
+        return torch.cat([text, last])
+    return torch.cat([text, torch.from_numpy(query.soft_prompt), last])
+
+
+def _events(
+    source: ExportSource, rendered: RenderedProfile, layout: PrefixLayout
+) -> tuple[Tensor, Tensor]:
+    """Padded texts [N, T], shortest first as the anchor tower wants them, and rows [B, P] of them.
+
+    A user without events gives one row of padding that nothing reads.
+    """
+    pad = source.model.event_encoder.pad_id
+    texts = [
+        encode_event(source.event_tokenizer, text, spec.max_event_tokens)
+        for texts, spec in zip(rendered.texts, source.schema.modalities, strict=True)
+        for text in texts
+    ] or [[pad]]
+    order = np.argsort([len(text) for text in texts], kind="stable")
+    row_of_text = np.argsort(order, kind="stable")
+    text_len = len(texts[order[-1]])
+    padded = [texts[text] + [pad] * (text_len - len(texts[text])) for text in order]
+    is_event_P = layout.adapter_P >= ADAPTER_FIRST_EVENT
+    rows_P = row_of_text[np.where(is_event_P, layout.source_P, 0)]
+    return torch.tensor(padded), torch.from_numpy(rows_P)[None]
+
+
+def _array(embeddings: Tensor) -> FloatArray:
+    found: FloatArray = embeddings.float().numpy()
+    return found

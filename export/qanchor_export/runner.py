@@ -1,0 +1,170 @@
+"""A small ONNX Runtime runner of a bundle, for proofs and measurements. Torch-free, no server.
+
+It shows the plainest correct use of the graphs: encode events, prefill in chunks into one
+contiguous keys/values array per user, pack queries, run the suffix step. One thread calls it.
+
+Legend: L layers, G KV heads, C prefix_capacity, K head_dim, E event_dim, D decoder width,
+T packed_len, B users, R row_len, N queries, Z embedding_dim.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from qanchor.bundle.manifest import EVENT_ENCODER, PREFIX, SUFFIX, past_names, present_names
+from qanchor.bundle.reader import Bundle
+from qanchor.data.prefix import PrefixLayout, build_layout, slot_vectors
+from qanchor.data.render import RenderedProfile
+from qanchor.errors import BundleError
+from qanchor_export.packing import Packed, SuffixQuery, pack
+
+FloatArray = npt.NDArray[np.float32]
+
+EXPORT_ID_KEY = "qanchor.export_id"
+_TEXTS_PER_RUN = 64
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrefix:
+    """A user's keys and values: `kv_L2GCK`, contiguous; columns from `length` on are unused."""
+
+    kv_L2GCK: FloatArray
+    length: int
+
+
+@dataclass(slots=True)
+class BundleRunner:
+    """Runs the three graphs on the CPU; a session is opened when its graph is first used.
+
+    `num_threads` 0 takes all cores. Raises BundleError when a graph is of another export.
+    """
+
+    bundle: Bundle
+    num_threads: int = 0
+    _sessions: dict[str, Any] = field(default_factory=dict)
+
+    def session(self, name: str) -> Any:
+        """The ONNX Runtime session of a graph."""
+        if name not in self._sessions:
+            options = ort.SessionOptions()
+            options.intra_op_num_threads = self.num_threads
+            options.log_severity_level = 3
+            spec = self.bundle.manifest.graphs[name]
+            opened = ort.InferenceSession(
+                str(self.bundle.path / spec.file), options, providers=["CPUExecutionProvider"]
+            )
+            self._check_export_id(spec.file, opened)
+            self._sessions[name] = opened
+        return self._sessions[name]
+
+    def close(self, name: str) -> None:
+        """Free the memory of a graph's session."""
+        self._sessions.pop(name, None)
+
+    def event_vectors(self, rendered: RenderedProfile) -> FloatArray:
+        """Pre-adapter vectors [num events, E] of a user's texts in prefix order."""
+        manifest = self.bundle.manifest
+        limits = [spec.max_event_tokens for spec in manifest.profile_schema.modalities]
+        token_lists = [
+            self.bundle.encode_event(text, limit)
+            for texts, limit in zip(rendered.texts, limits, strict=True)
+            for text in texts
+        ]
+        vectors = np.zeros((len(token_lists), manifest.dims.event_dim), dtype=np.float32)
+        # Texts of like length share a run, so that little padding is computed.
+        by_length = sorted(range(len(token_lists)), key=lambda index: len(token_lists[index]))
+        for start in range(0, len(by_length), _TEXTS_PER_RUN):
+            rows = by_length[start : start + _TEXTS_PER_RUN]
+            text_len = max(len(token_lists[row]) for row in rows)
+            padded = np.full((len(rows), text_len), manifest.event_pad, dtype=np.int64)
+            for line, row in enumerate(rows):
+                padded[line, : len(token_lists[row])] = token_lists[row]
+            (found,) = self.session(EVENT_ENCODER).run(None, {"event_token_ids": padded})
+            vectors[rows] = found
+        return vectors
+
+    def encode_prefix(
+        self, rendered: RenderedProfile, chunk_len: int = 0, spare: int = 0
+    ) -> EncodedPrefix:
+        """Encode a user's prefix; see `prefill` for `chunk_len` and `spare`."""
+        layout = build_layout(rendered.num_events, self.bundle.manifest.tokens)
+        vectors_PE = slot_vectors(layout, rendered.num_events, self.event_vectors(rendered))
+        return self.prefill(layout, vectors_PE, chunk_len, spare)
+
+    def prefill(
+        self, layout: PrefixLayout, vectors_PE: FloatArray, chunk_len: int = 0, spare: int = 0
+    ) -> EncodedPrefix:
+        """Run the prefix graph in chunks of `chunk_len` positions (0: in one piece).
+
+        `spare` columns stand unused behind the prefix, filled with noise: nothing may depend on
+        what they hold.
+        """
+        dims, length = self.bundle.manifest.dims, len(layout)
+        step = chunk_len or length
+        shape = (dims.num_layers, 2, dims.num_kv_heads, length + spare, dims.head_dim)
+        kv = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+        names = present_names(dims.num_layers)
+        for start in range(0, length, step):
+            stop = min(start + step, length)
+            feeds = {
+                "token_ids": layout.token_ids_P[start:stop],
+                "adapter": layout.adapter_P[start:stop],
+                "slot_vectors": vectors_PE[start:stop],
+                "past_len": np.array([start], dtype=np.int64),
+                **self._past_feeds(kv[:, :, None]),
+            }
+            present = self.session(PREFIX).run(names, feeds)
+            for index, chunk in enumerate(present):
+                kv[index // 2, index % 2, :, start:stop] = chunk[0]
+        return EncodedPrefix(kv, length)
+
+    def suffix(self, users: list[tuple[EncodedPrefix, list[SuffixQuery]]]) -> FloatArray:
+        """Embeddings [N, Z] of all queries of all users, in order, from one suffix step."""
+        hidden_dim = self.bundle.manifest.dims.hidden_dim
+        packed = pack([(prefix.length, queries) for prefix, queries in users], hidden_dim)
+        return self.run_suffix(packed, [prefix.kv_L2GCK for prefix, _ in users])
+
+    def run_suffix(self, packed: Packed, kvs: list[FloatArray]) -> FloatArray:
+        """Run an already packed suffix step.
+
+        One user's keys and values are bound where they lie; those of several are stacked first.
+        """
+        binding = self.session(SUFFIX).io_binding()
+        stacked = kvs[0][:, :, None] if len(kvs) == 1 else _stack(kvs)
+        for name, value in {**packed.inputs(), **self._past_feeds(stacked)}.items():
+            binding.bind_cpu_input(name, value)
+        binding.bind_output("embeddings", "cpu")
+        self.session(SUFFIX).run_with_iobinding(binding)
+        embeddings: FloatArray = binding.copy_outputs_to_cpu()[0]
+        return embeddings
+
+    def query(self, text: str, soft_prompt: FloatArray | None = None) -> SuffixQuery:
+        """A query text in the schema's template, closed by <USER_EMB>."""
+        tokens = self.bundle.encode_query(text)
+        return SuffixQuery(tuple(tokens), self.bundle.manifest.tokens.user_emb, soft_prompt)
+
+    def _past_feeds(self, kv_L2BGCK: FloatArray) -> dict[str, FloatArray]:
+        names = past_names(self.bundle.manifest.dims.num_layers)
+        return {name: kv_L2BGCK[index // 2, index % 2] for index, name in enumerate(names)}
+
+    def _check_export_id(self, file: str, session: Any) -> None:
+        found = session.get_modelmeta().custom_metadata_map.get(EXPORT_ID_KEY)
+        wanted = self.bundle.manifest.export_id
+        if found != wanted:
+            raise BundleError(
+                f"{self.bundle.path / file}: {EXPORT_ID_KEY}={found!r}, the manifest says "
+                f"{wanted!r}; graphs of different exports do not fit, export again"
+            )
+
+
+def _stack(kvs: list[FloatArray]) -> FloatArray:
+    """[L, 2, B, G, C, K] of users of different capacity; missing columns are zeros."""
+    layers, two, heads, _, width = kvs[0].shape
+    capacity = max(kv.shape[3] for kv in kvs)
+    stacked = np.zeros((layers, two, len(kvs), heads, capacity, width), dtype=np.float32)
+    for user, kv in enumerate(kvs):
+        stacked[:, :, user, :, : kv.shape[3]] = kv
+    return stacked

@@ -1,0 +1,188 @@
+"""The decoder's and the adapters' weights in the layout the graphs use.
+
+Matrices are [in, out] for MatMul: a two-dimensional nn.Linear would export as Gemm, which
+quantisers pass over. Prefix and suffix graph hold the same tensors, so a bundle stores them once.
+
+Legend: D decoder width, F inner width, H heads, G KV heads, K head_dim, J = (H + 2 G) K,
+A adapters, E event_dim, V vocabulary.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qanchor.bundle.manifest import ModelDims
+from qanchor.encoder.hierarchical import Adapter
+from qanchor.errors import ConfigError
+from qanchor.towers import QAnchorModel
+from qanchor_export.source import merged
+
+
+def frozen(tensor: Tensor) -> nn.Parameter:
+    """A contiguous float32 parameter without gradient."""
+    return nn.Parameter(tensor.detach().float().contiguous(), requires_grad=False)
+
+
+def transposed(linear: nn.Linear) -> Tensor:
+    """[in, out] weight of a Linear."""
+    return linear.weight.detach().float().t()
+
+
+def bias_of(linear: nn.Linear) -> Tensor:
+    """[out] bias of a Linear, zeros where it has none."""
+    if linear.bias is None:
+        return torch.zeros(linear.weight.shape[0])
+    return linear.bias.detach().float()
+
+
+class LayerWeights(nn.Module):
+    """One decoder layer: queries, keys and values fused, queries already scaled by 1/sqrt(K)."""
+
+    def __init__(self, layer: Any, head_dim: int, *, is_last: bool) -> None:
+        super().__init__()
+        attention, mlp = layer.self_attn, layer.mlp
+        scale = 1.0 / math.sqrt(head_dim)
+        parts = (attention.q_proj, attention.k_proj, attention.v_proj)
+        weights = [transposed(part) for part in parts]
+        biases = [bias_of(part) for part in parts]
+        self.qkv_weight_DJ = frozen(torch.cat([weights[0] * scale, *weights[1:]], dim=1))
+        self.qkv_bias_J = frozen(torch.cat([biases[0] * scale, *biases[1:]]))
+        # The prefix graph needs no queries in the last layer.
+        self.kv_weight = frozen(torch.cat(weights[1:], dim=1)) if is_last else None
+        self.kv_bias = frozen(torch.cat(biases[1:])) if is_last else None
+        self.o_weight = frozen(transposed(attention.o_proj))
+        self.gate_weight_DF = frozen(transposed(mlp.gate_proj))
+        self.up_weight_DF = frozen(transposed(mlp.up_proj))
+        self.down_weight_FD = frozen(transposed(mlp.down_proj))
+        self.attention_norm_D = frozen(layer.input_layernorm.weight)
+        self.mlp_norm_D = frozen(layer.post_attention_layernorm.weight)
+
+
+class DecoderWeights(nn.Module):
+    """A transformers Qwen2Model without its modules: tensors, and the few numbers of its maths."""
+
+    inv_freq: Tensor
+    final_norm_D: nn.Parameter
+
+    def __init__(self, decoder: Any) -> None:
+        super().__init__()
+        config = decoder.config
+        check_decoder(config)
+        self.num_heads = int(config.num_attention_heads)
+        self.num_kv_heads = int(config.num_key_value_heads)
+        self.head_dim = head_dim_of(config)
+        self.norm_eps = float(config.rms_norm_eps)
+        self.embed_VD = frozen(decoder.embed_tokens.weight)
+        last = len(decoder.layers) - 1
+        self.layers = nn.ModuleList(
+            LayerWeights(layer, self.head_dim, is_last=index == last)
+            for index, layer in enumerate(decoder.layers)
+        )
+        self.final_norm_D = frozen(decoder.norm.weight)
+        theta = float(config.rope_parameters["rope_theta"])
+        exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
+        self.register_buffer("inv_freq", 1.0 / theta**exponent)
+
+    @property
+    def stack(self) -> list[LayerWeights]:
+        """The layers, first to last."""
+        return [layer for layer in self.layers if isinstance(layer, LayerWeights)]
+
+    @property
+    def heads_per_kv(self) -> int:
+        """Query heads that share one KV head."""
+        return self.num_heads // self.num_kv_heads
+
+
+class AdapterWeights(nn.Module):
+    """All adapters side by side, so that one MLP of fixed shape serves every position.
+
+    The norm's affine part is folded into the first matrix: (x g + b) W = x (diag(g) W) + b W.
+    """
+
+    def __init__(self, adapters: list[Adapter]) -> None:
+        super().__init__()
+        ups, up_biases = [], []
+        for adapter in adapters:
+            weight_EE = transposed(adapter.up).double()
+            gain_E, shift_E = adapter.norm.weight.double(), adapter.norm.bias.double()
+            ups.append(gain_E[:, None] * weight_EE)
+            up_biases.append(shift_E @ weight_EE + bias_of(adapter.up).double())
+        self.num_adapters = len(adapters)
+        self.event_dim = int(adapters[0].up.in_features)
+        self.norm_eps = float(adapters[0].norm.eps)
+        self.up_weight_EX = frozen(torch.cat(ups, dim=1))
+        self.up_bias_X = frozen(torch.cat(up_biases))
+        self.down_weight_XD = frozen(torch.cat([transposed(a.down) for a in adapters], dim=0))
+        self.down_bias_AD = frozen(torch.stack([bias_of(a.down) for a in adapters]))
+
+
+class HeadWeights(nn.Module):
+    """The projection to the embedding."""
+
+    def __init__(self, head: Any) -> None:
+        super().__init__()
+        self.up_weight = frozen(transposed(head.up))
+        self.up_bias = frozen(bias_of(head.up))
+        self.down_weight = frozen(transposed(head.down))
+        self.down_bias = frozen(bias_of(head.down))
+
+
+def decoder_weights(model: QAnchorModel) -> DecoderWeights:
+    """The decoder of `model`, peft adapters merged. Raises ConfigError for unsupported maths."""
+    language_model: Any = merged(model.language_model)
+    return DecoderWeights(language_model.get_decoder())
+
+
+def model_dims(model: QAnchorModel) -> ModelDims:
+    """Sizes of a model as the manifest records them."""
+    config: Any = model.language_model.config
+    head: Any = model.head
+    return ModelDims(
+        num_layers=config.num_hidden_layers,
+        hidden_dim=config.hidden_size,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=head_dim_of(config),
+        intermediate_dim=config.intermediate_size,
+        event_dim=model.event_encoder.event_dim,
+        embedding_dim=head.down.out_features,
+    )
+
+
+def head_dim_of(config: Any) -> int:
+    """Width of one attention head of a transformers configuration."""
+    return int(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+
+
+def check_decoder(config: Any) -> None:
+    """Raise ConfigError unless the graphs compute exactly what `config` asks for."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    rules: list[tuple[str, object, bool]] = [
+        ("model_type", config.model_type, config.model_type == "qwen2"),
+        ("hidden_act", config.hidden_act, config.hidden_act == "silu"),
+        ("rope_type", rope.get("rope_type"), rope.get("rope_type", "default") == "default"),
+        (
+            "partial_rotary_factor",
+            rope.get("partial_rotary_factor"),
+            rope.get("partial_rotary_factor", 1.0) in (None, 1.0),
+        ),
+        (
+            "use_sliding_window",
+            config.use_sliding_window,
+            not config.use_sliding_window and layer_types == {"full_attention"},
+        ),
+    ]
+    for field, value, is_supported in rules:
+        if not is_supported:
+            raise ConfigError(
+                f"decoder.{field}",
+                value,
+                "the exported graphs are plain Qwen2: silu, default RoPE, full attention",
+                "train with a plain Qwen2 decoder",
+            )

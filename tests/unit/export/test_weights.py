@@ -1,0 +1,58 @@
+"""Weights in the graphs' layout, and the models that are refused."""
+
+import pytest
+import torch
+from transformers import BertConfig, Qwen2Config
+
+from qanchor.encoder.hierarchical import Adapter
+from qanchor.errors import ConfigError
+from qanchor_export.graphs_event import check_event_encoder
+from qanchor_export.random_source import shape_named
+from qanchor_export.weights import AdapterWeights, check_decoder
+
+
+def test_folded_adapters_compute_each_adapter() -> None:
+    """The block of adapter a: gelu(norm(x) U_a + u_a) D_a + d_a with the norm's affine in U_a."""
+    torch.manual_seed(0)
+    adapters = [Adapter(5, 7) for _ in range(3)]
+    with torch.no_grad():
+        for adapter in adapters:
+            adapter.norm.weight.normal_()
+            adapter.norm.bias.normal_()
+        folded = AdapterWeights(adapters)
+        vectors = torch.randn(4, 5)
+        normed = torch.nn.functional.layer_norm(vectors, (5,), eps=folded.norm_eps)
+        inner = torch.nn.functional.gelu(normed @ folded.up_weight_EX + folded.up_bias_X)
+        for index, adapter in enumerate(adapters):
+            block = slice(5 * index, 5 * index + 5)
+            found = inner[:, block] @ folded.down_weight_XD[block] + folded.down_bias_AD[index]
+            torch.testing.assert_close(found, adapter(vectors), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"use_sliding_window": True, "max_window_layers": 0}, "use_sliding_window"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+            "rope_type",
+        ),
+    ],
+)
+def test_a_decoder_with_other_maths_is_refused(change: dict[str, object], field: str) -> None:
+    check_decoder(Qwen2Config(num_hidden_layers=2))
+    with pytest.raises(ConfigError, match=rf"decoder\.{field}=") as caught:
+        check_decoder(Qwen2Config(num_hidden_layers=2, **change))
+    assert caught.value.field == f"decoder.{field}"
+
+
+def test_an_event_encoder_with_other_maths_is_refused() -> None:
+    check_event_encoder(BertConfig())
+    with pytest.raises(ConfigError, match=r"event_encoder\.hidden_act='relu'"):
+        check_event_encoder(BertConfig(hidden_act="relu"))
+
+
+def test_an_unknown_shape_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean 'qwen2\.5-0\.5b'"):
+        shape_named("qwen2.5-0.5")
