@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from transformers import DynamicCache
 
+from qanchor.bundle.packing import SuffixQuery
 from qanchor.data.prefix import ADAPTER_TOKEN, PrefixLayout
-from qanchor_export.packing import SuffixQuery, pack
 from qanchor_export.runner import BundleRunner, EncodedPrefix
 from qanchor_export.source import ExportSource
 
@@ -54,12 +54,10 @@ def our_prefix(runner: BundleRunner, task: Task) -> EncodedPrefix:
 
 def packed_step(runner: BundleRunner, prefix: EncodedPrefix, queries_NS: Any) -> Road:
     """Our suffix step, packing and binding included."""
-    hidden_dim = runner.bundle.manifest.dims.hidden_dim
 
     def run() -> FloatArray:
-        queries = [SuffixQuery(tuple(row[:-1]), int(row[-1])) for row in queries_NS.tolist()]
-        packed = pack([(prefix.length, queries)], hidden_dim)
-        return runner.run_suffix(packed, [prefix.kv_L2GCK])
+        queries = [SuffixQuery(tuple(row[:-1])) for row in queries_NS.tolist()]
+        return runner.suffix([(prefix, queries)])
 
     return run
 

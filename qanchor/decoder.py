@@ -1,6 +1,7 @@
 """The decoder shared by both towers: a Qwen2 causal LM of transformers, built or loaded."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
@@ -77,7 +78,7 @@ def _load(path: Path, num_tokens: int) -> PreTrainedModel:
     if getattr(found, "use_sliding_window", False):
         raise ConfigError(field, True, "sliding-window attention is not supported", "turn it off")
     model = Qwen2ForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32)
-    if len(model.get_input_embeddings().weight) < num_tokens:
+    if model.config.vocab_size < num_tokens:
         model.resize_token_embeddings(num_tokens, mean_resizing=False)
     return model
 
@@ -88,7 +89,8 @@ def add_lora(
     """Freeze `model` and give it LoRA adapters; embedding rows `new_tokens` stay trainable."""
     import peft
 
-    adapted: PreTrainedModel = peft.get_peft_model(
+    # A peft model stands in for the model it wraps; its type does not say so.
+    adapted: Any = peft.get_peft_model(
         model,
         peft.LoraConfig(
             r=config.rank,
@@ -98,4 +100,4 @@ def add_lora(
             trainable_token_indices={"embed_tokens": new_tokens} if new_tokens else None,
         ),
     )
-    return adapted
+    return cast(PreTrainedModel, adapted)

@@ -26,7 +26,8 @@ class AnchorBatch:
 
     `event_token_ids_NT`: unique event texts of the batch, shortest first. `adapter_BP`,
     `prefix_token_ids_BP`: as PrefixLayout. `event_row_BP`: row of the text at event positions,
-    else 0. `prefix_len_B`: true lengths. `suffix_token_ids_BS`; `segment_BS`: query number within the user, -1 is padding;
+    else 0. `prefix_len_B`: true lengths. `suffix_token_ids_BS`; `segment_BS`: query number within
+    the user, -1 is padding;
     `position_BS`: absolute RoPE positions. `labels_BS`: next answer token where one is to be
     predicted, else -100. `emb_user_Q`, `emb_column_Q`: user and suffix column of each <USER_EMB>.
     """

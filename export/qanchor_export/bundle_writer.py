@@ -19,6 +19,7 @@ from qanchor import config
 from qanchor.bundle.manifest import (
     EVENT_ENCODER,
     EVENT_TOKENIZER_FILE,
+    EXPORT_ID_KEY,
     FORMAT_VERSION,
     MANIFEST_FILE,
     PARITY_FILE,
@@ -42,7 +43,6 @@ from qanchor.data.prefix import max_prefix_len
 from qanchor.data.render import RenderedProfile
 from qanchor.errors import BundleError
 from qanchor_export.reference import anchor_embeddings, make_query
-from qanchor_export.runner import EXPORT_ID_KEY
 from qanchor_export.sample_users import SAMPLE_QUERIES, sample_users
 from qanchor_export.source import ExportSource
 from qanchor_export.to_onnx import to_onnx

@@ -14,11 +14,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from qanchor.bundle.packing import SuffixQuery, UserSuffix, pack
 from qanchor.bundle.reader import encode_event
 from qanchor.data.prefix import ADAPTER_FIRST_EVENT, PrefixLayout, build_layout
 from qanchor.data.render import RenderedProfile
 from qanchor.towers import AnchorBatch
-from qanchor_export.packing import SuffixQuery, pack
 from qanchor_export.source import ExportSource
 
 FloatArray = npt.NDArray[np.float32]
@@ -30,7 +30,7 @@ def make_query(
     """A query text in the schema's template, closed by <USER_EMB>."""
     templated = source.schema.query_template.format(query=text)
     ids = source.tokenizer.encode(templated, add_special_tokens=False).ids
-    return SuffixQuery(tuple(ids), source.tokens.user_emb, soft_prompt)
+    return SuffixQuery(tuple(ids), soft_prompt)
 
 
 @torch.no_grad()
@@ -39,8 +39,9 @@ def anchor_embeddings(
 ) -> FloatArray:
     """[Q, Z] from `QAnchorModel.anchor`; queries without soft prompt."""
     layout = build_layout(rendered.num_events, source.tokens)
-    packed = pack([(len(layout), queries)], 1)
-    suffix = torch.from_numpy(packed.token_ids)[None]
+    user = UserSuffix(len(layout), tuple(queries))
+    packed = pack([user], user_emb=source.tokens.user_emb, hidden_dim=1)
+    suffix = torch.from_numpy(packed.token_ids_S)[None]
     texts_NT, event_row_BP = _events(source, rendered, layout)
     batch = AnchorBatch(
         event_token_ids_NT=texts_NT,
@@ -49,11 +50,11 @@ def anchor_embeddings(
         event_row_BP=event_row_BP,
         prefix_len_B=torch.tensor([len(layout)]),
         suffix_token_ids_BS=suffix,
-        segment_BS=torch.from_numpy(packed.segment_ids)[None],
-        position_BS=torch.from_numpy(packed.positions)[None],
+        segment_BS=torch.from_numpy(packed.segment_ids_S)[None],
+        position_BS=torch.from_numpy(packed.positions_S)[None],
         labels_BS=torch.full_like(suffix, -100),
         emb_user_Q=torch.zeros(len(queries), dtype=torch.int64),
-        emb_column_Q=torch.from_numpy(packed.emb_index),
+        emb_column_Q=torch.from_numpy(packed.emb_index_Q),
     )
     embeddings_QZ, _ = source.model.anchor(batch)
     return _array(embeddings_QZ)
@@ -76,18 +77,19 @@ def full_pass_embeddings(
     )
     found = []
     for query in queries:
-        parts = [prefix_BPD[0], _suffix_embeddings(decoder, query)]
+        parts = [prefix_BPD[0], _suffix_embeddings(source, query)]
         states = decoder(inputs_embeds=torch.cat(parts)[None], use_cache=False).last_hidden_state
         found.append(model.head(states[0, -1]))
     return _array(torch.stack(found))
 
 
-def _suffix_embeddings(decoder: Any, query: SuffixQuery) -> Tensor:
+def _suffix_embeddings(source: ExportSource, query: SuffixQuery) -> Tensor:
+    decoder: Any = source.model.decoder
     text = decoder.embed_tokens(torch.tensor(query.token_ids, dtype=torch.int64))
-    last = decoder.embed_tokens(torch.tensor([query.user_emb]))
-    if query.soft_prompt is None:
+    last = decoder.embed_tokens(torch.tensor([source.tokens.user_emb]))
+    if query.prompt_rows_KD is None:
         return torch.cat([text, last])
-    return torch.cat([text, torch.from_numpy(query.soft_prompt), last])
+    return torch.cat([text, torch.from_numpy(query.prompt_rows_KD), last])
 
 
 def _events(

@@ -15,15 +15,13 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from qanchor.bundle.manifest import EVENT_ENCODER, PREFIX, SUFFIX, past_names, present_names
+from qanchor.bundle.packing import PackedSuffix, SuffixQuery, UserSuffix, pack
 from qanchor.bundle.reader import Bundle
 from qanchor.data.prefix import PrefixLayout, build_layout, slot_vectors
 from qanchor.data.render import RenderedProfile
-from qanchor.errors import BundleError
-from qanchor_export.packing import Packed, SuffixQuery, pack
 
 FloatArray = npt.NDArray[np.float32]
 
-EXPORT_ID_KEY = "qanchor.export_id"
 _TEXTS_PER_RUN = 64
 
 
@@ -56,7 +54,7 @@ class BundleRunner:
             opened = ort.InferenceSession(
                 str(self.bundle.path / spec.file), options, providers=["CPUExecutionProvider"]
             )
-            self._check_export_id(spec.file, opened)
+            self.bundle.check_export_id(name, opened.get_modelmeta().custom_metadata_map)
             self._sessions[name] = opened
         return self._sessions[name]
 
@@ -123,11 +121,15 @@ class BundleRunner:
 
     def suffix(self, users: list[tuple[EncodedPrefix, list[SuffixQuery]]]) -> FloatArray:
         """Embeddings [N, Z] of all queries of all users, in order, from one suffix step."""
-        hidden_dim = self.bundle.manifest.dims.hidden_dim
-        packed = pack([(prefix.length, queries) for prefix, queries in users], hidden_dim)
+        manifest = self.bundle.manifest
+        packed = pack(
+            [UserSuffix(prefix.length, tuple(queries)) for prefix, queries in users],
+            user_emb=manifest.tokens.user_emb,
+            hidden_dim=manifest.dims.hidden_dim,
+        )
         return self.run_suffix(packed, [prefix.kv_L2GCK for prefix, _ in users])
 
-    def run_suffix(self, packed: Packed, kvs: list[FloatArray]) -> FloatArray:
+    def run_suffix(self, packed: PackedSuffix, kvs: list[FloatArray]) -> FloatArray:
         """Run an already packed suffix step.
 
         One user's keys and values are bound where they lie; those of several are stacked first.
@@ -144,20 +146,11 @@ class BundleRunner:
     def query(self, text: str, soft_prompt: FloatArray | None = None) -> SuffixQuery:
         """A query text in the schema's template, closed by <USER_EMB>."""
         tokens = self.bundle.encode_query(text)
-        return SuffixQuery(tuple(tokens), self.bundle.manifest.tokens.user_emb, soft_prompt)
+        return SuffixQuery(tuple(tokens), soft_prompt)
 
     def _past_feeds(self, kv_L2BGCK: FloatArray) -> dict[str, FloatArray]:
         names = past_names(self.bundle.manifest.dims.num_layers)
         return {name: kv_L2BGCK[index // 2, index % 2] for index, name in enumerate(names)}
-
-    def _check_export_id(self, file: str, session: Any) -> None:
-        found = session.get_modelmeta().custom_metadata_map.get(EXPORT_ID_KEY)
-        wanted = self.bundle.manifest.export_id
-        if found != wanted:
-            raise BundleError(
-                f"{self.bundle.path / file}: {EXPORT_ID_KEY}={found!r}, the manifest says "
-                f"{wanted!r}; graphs of different exports do not fit, export again"
-            )
 
 
 def _stack(kvs: list[FloatArray]) -> FloatArray:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from qanchor.bundle.packing import SuffixQuery
 from qanchor.data.render import RenderedProfile
-from qanchor_export.packing import SuffixQuery
 from qanchor_export.runner import BundleRunner, EncodedPrefix
 from qanchor_export.sample_users import SAMPLE_QUERIES, sample_users
 from qanchor_export.source import ExportSource

@@ -4,6 +4,7 @@ Must not know ONNX Runtime; engines open the graph files themselves.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer
 from qanchor import config
 from qanchor.bundle.manifest import (
     EVENT_TOKENIZER_FILE,
+    EXPORT_ID_KEY,
     FORMAT_VERSION,
     MANIFEST_FILE,
     PARITY_FILE,
@@ -34,6 +36,15 @@ class Bundle:
     parity: tuple[ParityCase, ...]
     tokenizer: Tokenizer
     event_tokenizer: Tokenizer
+
+    def check_export_id(self, graph: str, metadata: Mapping[str, str]) -> None:
+        """Raise BundleError unless an opened graph's metadata names this bundle's export."""
+        found, wanted = metadata.get(EXPORT_ID_KEY), self.manifest.export_id
+        if found != wanted:
+            raise BundleError(
+                f"{self.path / self.manifest.graphs[graph].file}: {EXPORT_ID_KEY}={found!r}, the "
+                f"manifest says {wanted!r}; graphs of different exports do not fit, export again"
+            )
 
     def encode_query(self, query: str) -> list[int]:
         """Token ids of the suffix text, without soft prompt and <USER_EMB>."""

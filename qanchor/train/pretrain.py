@@ -132,6 +132,14 @@ class Trainer:
 
     def run(self) -> Path:
         """Train to the recipe's last step; returns the path of the newest checkpoint."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(self.recipe.train.matmul_precision)
+        try:
+            return self._run()
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    def _run(self) -> Path:
         train = self.recipe.train
         bar = tqdm(
             total=train.steps, initial=self.step, desc=f"pretrain {self.recipe.name}", unit="step"

@@ -28,6 +28,9 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     weight_decay: float = 0.01
     warmup_steps: int = 100
     max_grad_norm: float = 1.0
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """How torch may multiply float32 matrices: `highest` exactly, `high` TF32 on a GPU, `medium`
+    bfloat16 products with float32 sums, where the processor has them."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """`bfloat16` runs the towers under autocast; weights and losses stay float32."""
     max_query_len: int = 48

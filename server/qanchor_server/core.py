@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from qanchor.bundle.packing import SuffixQuery
 from qanchor.bundle.reader import Bundle
 from qanchor.data.profile import Profile
 from qanchor_server.admission import Admission, check_append_id, check_user_id
 from qanchor_server.config import ServerConfig
-from qanchor_server.engine.packing import SuffixQuery
 from qanchor_server.prefix_source import PreparedPrefix
 from qanchor_server.profiles.directory import ProfileDirectory
 from qanchor_server.profiles.store import Append

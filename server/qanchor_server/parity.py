@@ -11,11 +11,11 @@ import logging
 import numpy as np
 
 from qanchor.bundle.manifest import ParityCase
+from qanchor.bundle.packing import SuffixQuery, UserSuffix, pack
 from qanchor.bundle.reader import Bundle
 from qanchor.data.render import RenderedProfile
 from qanchor.errors import BundleError
 from qanchor_server.engine import Engine, FloatArray, SlotT
-from qanchor_server.engine.packing import SuffixQuery, UserSuffix, pack
 from qanchor_server.prefix_encoder import PrefixEncoder
 from qanchor_server.prefix_source import PreparedPrefix, prepare_rendered
 

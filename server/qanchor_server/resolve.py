@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qanchor.bundle.packing import SuffixQuery
 from qanchor.bundle.reader import Bundle
 from qanchor.config import Scenario, nearest
 from qanchor.errors import BundleError, InvalidInput
-from qanchor_server.engine.packing import SuffixQuery
 
 MAX_CHARS_PER_TOKEN = 64
 

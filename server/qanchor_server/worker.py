@@ -20,8 +20,8 @@ from typing import Any, Generic
 
 import numpy as np
 
+from qanchor.bundle.packing import SuffixQuery, UserSuffix, pack
 from qanchor_server.engine import Engine, FloatArray, SlotT
-from qanchor_server.engine.packing import SuffixQuery, UserSuffix, pack
 from qanchor_server.failures import (
     Cancelled,
     Expired,

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from qanchor.bundle.packing import SuffixQuery, UserSuffix, pack
 from qanchor.data.prefix import build_layout
 from qanchor.data.render import RenderedProfile
-from qanchor_export.packing import SuffixQuery, pack
 from qanchor_export.reference import anchor_embeddings, full_pass_embeddings, make_query
 from qanchor_export.runner import BundleRunner, EncodedPrefix
 from qanchor_export.sample_users import SAMPLE_QUERIES, sample_users
@@ -91,7 +91,7 @@ def test_sizes_of_one_are_not_baked_into_the_suffix_graph(
     """One user, one query, one packed token, one prompt row; then three users."""
     users = sample_users(source.schema, 3, seed=11, fill=0.4)
     prefixes = [runner.encode_prefix(user) for user in users]
-    lone = SuffixQuery((), source.tokens.user_emb)
+    lone = SuffixQuery(())
     prompted = runner.query("Why?", np.ones((1, 36), dtype=np.float32))
     for query in (lone, prompted):
         found = runner.suffix([(prefix, [query]) for prefix in prefixes])
@@ -107,14 +107,17 @@ def test_the_order_of_columns_in_the_grid_is_free(
     """A row of the grid may list a user's packed positions in any order, padding anywhere."""
     (user,) = sample_users(source.schema, 1, seed=2, fill=0.4)
     prefix = runner.encode_prefix(user)
-    packed = pack([(prefix.length, [runner.query(text) for text in SAMPLE_QUERIES[:3]])], 36)
+    queries = tuple(runner.query(text) for text in SAMPLE_QUERIES[:3])
+    packed = pack(
+        [UserSuffix(prefix.length, queries)], user_emb=source.tokens.user_emb, hidden_dim=36
+    )
     wanted = runner.run_suffix(packed, [prefix.kv_L2GCK])
-    row_len = packed.row_index.shape[1] + 3
-    columns = np.random.default_rng(0).permutation(row_len)[: packed.row_index.shape[1]]
-    packed.row_index.resize((1, row_len), refcheck=False)
-    packed.row_index[:] = -1
-    packed.row_index[0, columns] = np.arange(len(columns))
-    packed.flat_index[:] = columns
+    row_len = packed.row_index_BR.shape[1] + 3
+    columns = np.random.default_rng(0).permutation(row_len)[: packed.row_index_BR.shape[1]]
+    packed.row_index_BR.resize((1, row_len), refcheck=False)
+    packed.row_index_BR[:] = -1
+    packed.row_index_BR[0, columns] = np.arange(len(columns))
+    packed.flat_index_S[:] = columns
     hold(compare("shuffled grid", runner.run_suffix(packed, [prefix.kv_L2GCK]), wanted))
 
 

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from qanchor_server.engine.packing import PackedSuffix
+from qanchor.bundle.packing import PackedSuffix
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]

@@ -21,14 +21,13 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from qanchor.bundle.manifest import EVENT_ENCODER, PREFIX, SUFFIX, past_names, present_names
+from qanchor.bundle.packing import PackedSuffix
 from qanchor.bundle.reader import Bundle
 from qanchor.config import nearest
 from qanchor.errors import BundleError, ConfigError
 from qanchor_server.engine import FloatArray, IntArray, PrefixChunk
-from qanchor_server.engine.packing import PackedSuffix
 from qanchor_server.failures import Retryable
 
-EXPORT_ID_KEY = "qanchor.export_id"
 _CPU = "CPUExecutionProvider"
 _OUT_OF_MEMORY = ("failed to allocate", "bad_alloc", "out of memory")
 
@@ -158,12 +157,7 @@ class OrtEngine:
     def _check(self, session: Any, graph: str) -> None:
         manifest = self._bundle.manifest
         spec = manifest.graphs[graph]
-        found_id = session.get_modelmeta().custom_metadata_map.get(EXPORT_ID_KEY)
-        if found_id != manifest.export_id:
-            raise BundleError(
-                f"{self._bundle.path / spec.file}: {EXPORT_ID_KEY}={found_id!r}, the manifest says "
-                f"{manifest.export_id!r}; graphs of different exports do not fit, export again"
-            )
+        self._bundle.check_export_id(graph, session.get_modelmeta().custom_metadata_map)
         for what, found, wanted in (
             ("inputs", session.get_inputs(), spec.inputs),
             ("outputs", session.get_outputs(), spec.outputs),

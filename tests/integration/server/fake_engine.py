@@ -25,11 +25,11 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from qanchor.bundle.manifest import Limits, Manifest, ModelDims, ParityCase
+from qanchor.bundle.packing import PackedSuffix
 from qanchor.bundle.reader import Bundle
 from qanchor.config import ModalitySpec, ProfileSchema, Scenario
 from qanchor.data.prefix import PrefixTokens, max_prefix_len
 from qanchor_server.engine import FloatArray, IntArray, PrefixChunk
-from qanchor_server.engine.packing import PackedSuffix
 
 WORDS = {"<pad>": 0, "<unk>": 1, "coffee": 2, "tea": 3, "shoes": 4, "Query": 5, ":": 6}
 USER_EMB = 105

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from qanchor.bundle.manifest import MANIFEST_FILE
+from qanchor.bundle.packing import SuffixQuery, UserSuffix, pack
 from qanchor.bundle.reader import Bundle, open_bundle
 from qanchor.client import AsyncClient, CacheState, EmbedRequestItem
 from qanchor.config import ModalitySpec, ProfileSchema
@@ -17,7 +18,6 @@ from qanchor.data.render import RenderedProfile
 from qanchor.errors import BundleError, ConfigError
 from qanchor_server.config import ServerConfig
 from qanchor_server.engine.ort import OrtEngine, OrtOptions
-from qanchor_server.engine.packing import SuffixQuery, UserSuffix, pack
 from qanchor_server.main import Server
 from qanchor_server.parity import check_parity
 from qanchor_server.prefix_encoder import PrefixEncoder

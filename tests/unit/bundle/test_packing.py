@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qanchor.bundle.manifest import ModelDims, suffix_spec
-from qanchor_server.engine.packing import SuffixQuery, UserSuffix, pack
+from qanchor.bundle.packing import SuffixQuery, UserSuffix, pack
 
 USER_EMB = 99
 ROWS_2 = np.array([[1, 2, 3], [4, 5, 6]], dtype=np.float32)
