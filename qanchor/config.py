@@ -38,6 +38,11 @@ class ModalitySpec(Config, frozen=True, kw_only=True):
     num_events."""
     item_template: str = "{event_type} {num_events}x {total_value}"
     """One event type within a grouped day. Fields: event_type, num_events, total_value."""
+    summary_template: str = ""
+    """Text that opens the modality's block and counts as one of its max_events: the whole window in
+    one line, what the limit cuts off included; no events, no summary; empty switches it off.
+    Fields: num_events, num_days (days with an event), num_days_7, num_days_30, days_since_last,
+    total_value, mean_value ("unknown" where no event has a value)."""
 
 
 class ProfileSchema(Config, frozen=True, kw_only=True):

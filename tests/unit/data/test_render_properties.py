@@ -91,3 +91,31 @@ def test_coarse_counts_never_overstate_and_keep_order(one: float, other: float) 
     low, high = sorted((one, other))
     assert shown(high) <= high + 0.05
     assert shown(low) <= shown(high)
+
+
+def test_a_summary_speaks_of_the_whole_window_and_counts_as_an_event() -> None:
+    """Events 1, 5, 8 and 40 days ago; the limit of 3 keeps the summary and the newest two."""
+    spec = ModalitySpec(
+        name="bill",
+        max_events=3,
+        max_event_tokens=9,
+        template="{days_ago}",
+        summary_template="{num_events} {num_days_7} {num_days_30} {num_days} {days_since_last} "
+        "{total_value} {mean_value}",
+    )
+    as_of_s = 100 * DAY_SECONDS
+    events = tuple(
+        Event(
+            time_s=as_of_s - days * DAY_SECONDS,
+            modality="bill",
+            event_type="pay",
+            text="",
+            value=value,
+        )
+        for days, value in ((1, 4.0), (5, 6.0), (8, None), (40, 3.0))
+    )
+    schema = ProfileSchema(modalities=(spec,))
+    profile = Profile(user_id="u", as_of_s=as_of_s, events=events)
+    assert render_profile(profile, schema).texts == (("4 2 3 4 1 13 4.3", "5", "1"),)
+    nobody = Profile(user_id="v", as_of_s=as_of_s)
+    assert render_profile(nobody, schema).texts == ((),)
