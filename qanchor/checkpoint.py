@@ -113,7 +113,10 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     event_encoder = EventEncoder(
         AutoModel.from_config(encoder_config, add_pooling_layer=False), meta.event_pad
     )
-    model = _assemble(meta, event_encoder, Qwen2ForCausalLM(decoder_config))
+    language_model = Qwen2ForCausalLM._from_config(
+        decoder_config, attn_implementation=meta.recipe.decoder.attention
+    )
+    model = _assemble(meta, event_encoder, language_model)
     load_model(model, str(directory / WEIGHTS_FILE))
     return Checkpoint(
         model=model.eval(),

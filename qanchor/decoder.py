@@ -1,7 +1,7 @@
 """The decoder shared by both towers: a Qwen2 causal LM of transformers, built or loaded."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from transformers import AutoConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
@@ -24,6 +24,8 @@ class DecoderConfig(Config, frozen=True, kw_only=True):
     intermediate_dim: int = 384
     max_positions: int = 2048
     rope_theta: float = 10_000.0
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """Which of transformers' attention implementations trains; the result is the same."""
 
 
 class LoraConfig(Config, frozen=True, kw_only=True):
@@ -44,7 +46,7 @@ def build_language_model(config: DecoderConfig, num_tokens: int) -> PreTrainedMo
     Raises ConfigError when `config.path` holds no plain Qwen2 model.
     """
     if config.path:
-        return _load(Path(config.path), num_tokens)
+        return _load(config, num_tokens)
     qwen2 = Qwen2Config(
         vocab_size=num_tokens,
         hidden_size=config.hidden_dim,
@@ -60,11 +62,14 @@ def build_language_model(config: DecoderConfig, num_tokens: int) -> PreTrainedMo
         bos_token_id=None,
         eos_token_id=None,
     )
-    return Qwen2ForCausalLM(qwen2)
+    model: PreTrainedModel = Qwen2ForCausalLM._from_config(
+        qwen2, attn_implementation=config.attention
+    )
+    return model
 
 
-def _load(path: Path, num_tokens: int) -> PreTrainedModel:
-    field = "decoder.path"
+def _load(config: DecoderConfig, num_tokens: int) -> PreTrainedModel:
+    field, path = "decoder.path", Path(config.path)
     if not (path / "config.json").is_file():
         raise ConfigError(field, str(path), "no config.json there", "give a Hugging Face directory")
     found = AutoConfig.from_pretrained(path, local_files_only=True)
@@ -77,7 +82,9 @@ def _load(path: Path, num_tokens: int) -> PreTrainedModel:
         )
     if getattr(found, "use_sliding_window", False):
         raise ConfigError(field, True, "sliding-window attention is not supported", "turn it off")
-    model = Qwen2ForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32)
+    model = Qwen2ForCausalLM.from_pretrained(
+        path, local_files_only=True, dtype=torch.float32, attn_implementation=config.attention
+    )
     if model.config.vocab_size < num_tokens:
         model.resize_token_embeddings(num_tokens, mean_resizing=False)
     return model

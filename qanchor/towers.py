@@ -59,8 +59,9 @@ class Head(nn.Module):
 
     def forward(self, states_D: Tensor) -> Tensor:
         """[..., D] to unit vectors [..., Z] (float32)."""
-        projected = self.down(torch.relu(self.up(states_D.to(self.up.weight.dtype))))
-        return nn.functional.normalize(projected.float(), dim=-1)
+        with torch.autocast(states_D.device.type, enabled=False):
+            projected = self.down(torch.relu(self.up(states_D.float())))
+            return nn.functional.normalize(projected, dim=-1)
 
 
 class QAnchorModel(nn.Module):

@@ -106,9 +106,11 @@ def compute_losses(
         next_token = next_token_loss(*model.answer_logits(states_BSD, batch.labels_BS))
     if loss.contrastive_weight:
         equal_QQ = (answers_QA[:, None] == answers_QA).all(dim=-1)
-        contrastive = contrastive_loss(
-            anchor_QZ, semantic_QZ, loss, is_masked=is_masked, equal_QQ=equal_QQ
-        )
+        # A bfloat16 similarity would be off by as much as a tenth of its own over tau.
+        with torch.autocast(device.type, enabled=False):
+            contrastive = contrastive_loss(
+                anchor_QZ, semantic_QZ, loss, is_masked=is_masked, equal_QQ=equal_QQ
+            )
     return StepLosses(contrastive, next_token, anchor_QZ, semantic_QZ)
 
 
@@ -132,14 +134,6 @@ class Trainer:
 
     def run(self) -> Path:
         """Train to the recipe's last step; returns the path of the newest checkpoint."""
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision(self.recipe.train.matmul_precision)
-        try:
-            return self._run()
-        finally:
-            torch.set_float32_matmul_precision(before)
-
-    def _run(self) -> Path:
         train = self.recipe.train
         bar = tqdm(
             total=train.steps, initial=self.step, desc=f"pretrain {self.recipe.name}", unit="step"

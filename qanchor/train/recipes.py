@@ -28,11 +28,8 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     weight_decay: float = 0.01
     warmup_steps: int = 100
     max_grad_norm: float = 1.0
-    matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """How torch may multiply float32 matrices: `highest` exactly, `high` TF32 on a GPU, `medium`
-    bfloat16 products with float32 sums, where the processor has them."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """`bfloat16` runs the towers under autocast; weights and losses stay float32."""
+    """`bfloat16` runs the towers under autocast; weights, head and losses stay float32."""
     max_query_len: int = 48
     """Query tokens kept, template included, <USER_EMB> not counted."""
     max_answer_len: int = 96
@@ -64,8 +61,18 @@ def mini() -> Recipe:
     """Trains from scratch on 2 CPU cores in well under 45 minutes."""
     return Recipe(
         name="mini",
-        loss=LossConfig(mask_from_step=200, drop_equal_answers=True),
-        train=TrainConfig(learning_rate=1e-3, steps=1200, warmup_steps=60),
+        # With masks and these sizes quicker on CPUs than the flash kernel: 0.43 s against 0.53 s.
+        decoder=DecoderConfig(attention="eager"),
+        loss=LossConfig(mask_from_step=400, drop_equal_answers=True),
+        train=TrainConfig(
+            learning_rate=1e-3,
+            steps=4000,
+            users_per_batch=16,
+            warmup_steps=200,
+            dtype="bfloat16",
+            evaluate_every=500,
+            checkpoint_every=500,
+        ),
     )
 
 

@@ -1,6 +1,8 @@
 """House rules that a reader relies on: sizes, imports, generated parts, the command line."""
 
 import ast
+import doctest
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -68,3 +70,13 @@ def test_the_changelog_speaks_of_this_version() -> None:
 
 def test_generated_parts_of_the_readme_are_up_to_date() -> None:
     subprocess.run([sys.executable, "scripts/readme.py", "--check"], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in SOURCES if "tests" not in path.parts and ">>> " in path.read_text()],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_examples_in_docstrings_are_true(path: Path) -> None:
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    assert doctest.testmod(module).failed == 0
