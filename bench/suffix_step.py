@@ -33,6 +33,7 @@ from qanchor_export.source import ExportSource
 logger = logging.getLogger("bench.suffix_step")
 
 MIN_COSINE = 1 - 1e-3
+MAX_ABS_DIFFERENCE = 1e-4
 MIN_REPEATS = 5
 _SETTLE_SECONDS = 0.2
 TITLES = {
@@ -209,7 +210,10 @@ def agreement(answers: dict[str, Any]) -> dict[str, Any]:
         }
     between = float((ours @ ours.T)[~np.eye(len(ours), dtype=bool)].max()) if len(ours) > 1 else 0.0
     return {
-        "is_ok": all(entry["min_cosine"] >= MIN_COSINE for entry in compared.values()),
+        "is_ok": all(
+            entry["min_cosine"] >= MIN_COSINE and entry["max_abs"] <= MAX_ABS_DIFFERENCE
+            for entry in compared.values()
+        ),
         "roads": compared,
         # If all queries had the same answer, agreement would prove nothing.
         "max_cosine_between_queries": between,
