@@ -100,15 +100,18 @@ class QAnchorModel(nn.Module):
         )
         return filled_BPD
 
-    def anchor(self, batch: AnchorBatch) -> tuple[Tensor, Tensor]:
-        """Anchor embeddings u_{i,q} [Q, Z] and suffix hidden states [B, S, D]."""
+    def anchor(self, batch: AnchorBatch, *, answers_see_all: bool = True) -> tuple[Tensor, Tensor]:
+        """Anchor embeddings u_{i,q} [Q, Z] and suffix hidden states [B, S, D].
+
+        `answers_see_all=False`: of what precedes an answer its tokens see <USER_EMB> alone.
+        """
         prefix_BPD = self.prefix_embeddings(batch)
         suffix_BSD = self.embed_tokens(batch.suffix_token_ids_BS)
         prefix_len = prefix_BPD.shape[1]
         position_BP = torch.arange(prefix_len, device=prefix_BPD.device).expand(len(prefix_BPD), -1)
         states_BLD = self.decoder(
             inputs_embeds=torch.cat([prefix_BPD, suffix_BSD], dim=1),
-            attention_mask=packed_mask(batch, prefix_BPD.dtype),
+            attention_mask=packed_mask(batch, prefix_BPD.dtype, answers_see_all=answers_see_all),
             position_ids=torch.cat([position_BP, batch.position_BS], dim=1),
             use_cache=False,
         ).last_hidden_state
@@ -136,9 +139,9 @@ class QAnchorModel(nn.Module):
         return semantic_QZ
 
 
-def packed_mask(batch: AnchorBatch, dtype: torch.dtype) -> Tensor:
+def packed_mask(batch: AnchorBatch, dtype: torch.dtype, *, answers_see_all: bool = True) -> Tensor:
     """Additive attention mask [B, 1, L, L]: causal, padding out, segments blind to each other."""
-    num_users, prefix_len = batch.prefix_token_ids_BP.shape
+    prefix_len = batch.prefix_token_ids_BP.shape[1]
     columns_P = torch.arange(prefix_len, device=batch.prefix_len_B.device)
     in_prefix_BP = columns_P < batch.prefix_len_B[:, None]
     segment_BP = torch.where(in_prefix_BP, 0, PAD_SEGMENT)
@@ -151,7 +154,20 @@ def packed_mask(batch: AnchorBatch, dtype: torch.dtype) -> Tensor:
     # A padding row attends to itself, so that its softmax is defined; nothing reads the result.
     itself = torch.eye(same.shape[1], dtype=torch.bool, device=same.device)
     allowed_BLL = ((same | to_prefix) & real_key & causal) | itself
+    if not answers_see_all:
+        allowed_BLL &= ~hidden_from_answers(batch)
     mask_BLL = torch.zeros(allowed_BLL.shape, dtype=dtype, device=same.device)
     mask_BLL.masked_fill_(~allowed_BLL, torch.finfo(dtype).min)
-    assert mask_BLL.shape[0] == num_users
     return mask_BLL[:, None]
+
+
+def hidden_from_answers(batch: AnchorBatch) -> Tensor:
+    """True [B, L, L] where an answer token would look at prefix or query."""
+    # A label stands exactly at <USER_EMB> and at the answer tokens behind it.
+    visible_BS = batch.labels_BS >= 0
+    is_answer_BS = visible_BS.clone()
+    is_answer_BS[batch.emb_user_Q, batch.emb_column_Q] = False
+    prefix_BP = torch.zeros_like(batch.prefix_token_ids_BP, dtype=torch.bool)
+    visible_BL = torch.cat([prefix_BP, visible_BS], dim=1)
+    is_answer_BL = torch.cat([prefix_BP, is_answer_BS], dim=1)
+    return is_answer_BL[:, :, None] & ~visible_BL[:, None, :]

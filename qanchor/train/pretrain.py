@@ -99,7 +99,8 @@ def compute_losses(
     batch = anchor_batch(data.corpus, users, segments).to(device)
     flat = [segment for of_user in segments for segment in of_user]
     answers_QA, answer_len_Q = (part.to(device) for part in answer_batch(flat, data.corpus.tokens))
-    anchor_QZ, states_BSD = model.anchor(batch)
+    answers_see_all = loss.next_token_context == "all"
+    anchor_QZ, states_BSD = model.anchor(batch, answers_see_all=answers_see_all)
     semantic_QZ = model.semantic(answers_QA, answer_len_Q)
     contrastive = next_token = anchor_QZ.new_zeros(())
     if loss.next_token_weight:
