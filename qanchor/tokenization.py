@@ -21,12 +21,24 @@ SEP = "[SEP]"
 
 def train_decoder_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE tokenizer learnt from `texts`; the only special token is END_OF_TEXT."""
-    return _train_bpe(texts, vocab_size, [END_OF_TEXT])
+    words = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return _train_bpe(texts, vocab_size, [END_OF_TEXT], words)
 
 
 def train_event_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE tokenizer for event texts that puts [CLS] first and [SEP] last."""
-    tokenizer = _train_bpe(texts, vocab_size, [PAD, CLS, SEP])
+    """A byte-level BPE tokenizer for event texts that puts [CLS] first and [SEP] last.
+
+    Words end at blanks and commas alone, so that a frequent `homepage:7` is one token: a shallow
+    encoder sees a bag of tokens and could not tell which number belongs to which word.
+    """
+    words = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Split(",", "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer = _train_bpe(texts, vocab_size, [PAD, CLS, SEP], words)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{CLS} $A {SEP}",
         special_tokens=[(CLS, tokenizer.token_to_id(CLS)), (SEP, tokenizer.token_to_id(SEP))],
@@ -69,9 +81,11 @@ def add_prefix_tokens(tokenizer: Tokenizer, schema: ProfileSchema) -> PrefixToke
     )
 
 
-def _train_bpe(texts: Iterable[str], vocab_size: int, specials: list[str]) -> Tokenizer:
+def _train_bpe(
+    texts: Iterable[str], vocab_size: int, specials: list[str], words: pre_tokenizers.PreTokenizer
+) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.pre_tokenizer = words
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -48,7 +48,7 @@ class Recipe(Config, frozen=True, kw_only=True):
 
     name: str
     event_encoder: EventEncoderConfig = EventEncoderConfig()
-    event_vocab_size: int = 2048
+    event_vocab_size: int = 4096
     """Size of the event tokenizer trained when event_encoder.path is empty."""
     decoder: DecoderConfig = DecoderConfig()
     head: HeadConfig = HeadConfig()
