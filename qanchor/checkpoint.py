@@ -20,6 +20,7 @@ from qanchor.decoder import add_lora, build_language_model
 from qanchor.encoder.event_encoder import EventEncoder, build_event_encoder
 from qanchor.encoder.hierarchical import HierarchicalEncoder
 from qanchor.errors import ConfigError
+from qanchor.tokenization import event_cls_id
 from qanchor.towers import Head, QAnchorModel
 from qanchor.train.recipes import Recipe
 
@@ -72,7 +73,10 @@ def build_model(
     recipe = meta.recipe
     torch.manual_seed(recipe.train.seed)
     event_encoder = build_event_encoder(
-        recipe.event_encoder, event_tokenizer.get_vocab_size(), meta.event_pad
+        recipe.event_encoder,
+        event_tokenizer.get_vocab_size(),
+        pad_id=meta.event_pad,
+        cls_id=event_cls_id(event_tokenizer),
     )
     language_model = build_language_model(recipe.decoder, tokenizer.get_vocab_size())
     return _assemble(meta, event_encoder, language_model)

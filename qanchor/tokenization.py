@@ -64,6 +64,11 @@ def event_pad_id(tokenizer: Tokenizer) -> int:
     return _token_id(tokenizer, PAD, "event tokenizer")
 
 
+def event_cls_id(tokenizer: Tokenizer) -> int:
+    """Id of [CLS]. Raises ConfigError when the event tokenizer has none."""
+    return _token_id(tokenizer, CLS, "event tokenizer")
+
+
 def add_prefix_tokens(tokenizer: Tokenizer, schema: ProfileSchema) -> PrefixTokens:
     """Add <USER_EMB> and the modality delimiters to `tokenizer` and resolve every id once."""
     starts = [f"<|{spec.name}_start|>" for spec in schema.modalities]

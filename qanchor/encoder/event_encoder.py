@@ -59,7 +59,9 @@ class EventEncoder(nn.Module):
         return torch.cat(pieces)
 
 
-def build_event_encoder(config: EventEncoderConfig, vocab_size: int, pad_id: int) -> EventEncoder:
+def build_event_encoder(
+    config: EventEncoderConfig, vocab_size: int, *, pad_id: int, cls_id: int
+) -> EventEncoder:
     """Load the directory `config.path`, or build a BERT for `vocab_size` tokens.
 
     Raises ConfigError when the directory holds no BERT-like encoder.
@@ -80,7 +82,17 @@ def build_event_encoder(config: EventEncoderConfig, vocab_size: int, pad_id: int
         attention_probs_dropout_prob=0.0,
         pad_token_id=pad_id,
     )
-    return EventEncoder(BertModel(bert, add_pooling_layer=False), pad_id)
+    model = BertModel(bert, add_pooling_layer=False)
+    _empty_cls(model, cls_id)
+    return EventEncoder(model, pad_id)
+
+
+def _empty_cls(model: BertModel, cls_id: int) -> None:
+    """Start CLS from nothing, so that its vector is what it reads: else all texts look alike."""
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight[cls_id] = 0
+        model.embeddings.position_embeddings.weight[0] = 0
+        model.embeddings.token_type_embeddings.weight[0] = 0
 
 
 def load_text_encoder(path: Path) -> PreTrainedModel:

@@ -63,9 +63,11 @@ def mini() -> Recipe:
         name="mini",
         # With masks and these sizes quicker on CPUs than the flash kernel: 0.43 s against 0.53 s.
         decoder=DecoderConfig(attention="eager"),
-        loss=LossConfig(mask_from_step=400, drop_equal_answers=True),
+        loss=LossConfig(
+            mask_from_step=1000, drop_equal_answers=True, next_token_context="user_emb"
+        ),
         train=TrainConfig(
-            learning_rate=1e-3,
+            learning_rate=2e-3,
             steps=4000,
             users_per_batch=16,
             warmup_steps=200,

@@ -95,14 +95,14 @@ def test_a_directory_without_a_model_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"decoder\.path.*no config\.json"):
         build_language_model(DecoderConfig(path=str(tmp_path)), 10)
     with pytest.raises(ConfigError, match=r"event_encoder\.path.*no config\.json"):
-        build_event_encoder(EventEncoderConfig(path=str(tmp_path)), 10, 0)
+        build_event_encoder(EventEncoderConfig(path=str(tmp_path)), 10, pad_id=0, cls_id=1)
 
 
 def test_a_model_of_another_kind_is_refused(decoder_dir: Path, encoder_dir: Path) -> None:
     with pytest.raises(ConfigError, match="must be of model_type qwen2"):
         build_language_model(DecoderConfig(path=str(encoder_dir)), 10)
     with pytest.raises(ConfigError, match="must be of model_type bert"):
-        build_event_encoder(EventEncoderConfig(path=str(decoder_dir)), 10, 0)
+        build_event_encoder(EventEncoderConfig(path=str(decoder_dir)), 10, pad_id=0, cls_id=1)
 
 
 def test_sliding_windows_are_refused(decoder_dir: Path, tmp_path: Path) -> None:
@@ -110,3 +110,15 @@ def test_sliding_windows_are_refused(decoder_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(found | {"use_sliding_window": True}))
     with pytest.raises(ConfigError, match="sliding-window"):
         build_language_model(DecoderConfig(path=str(tmp_path)), 10)
+
+
+def test_an_untrained_small_encoder_tells_texts_apart() -> None:
+    """Were CLS more than what it reads, all texts would start out nearly parallel."""
+    torch.manual_seed(0)
+    encoder = build_event_encoder(EventEncoderConfig(), 300, pad_id=0, cls_id=1).eval()
+    texts = torch.randint(3, 300, (64, 12))
+    texts[:, 0] = 1
+    with torch.no_grad():
+        vectors = torch.nn.functional.normalize(encoder(texts), dim=-1)
+    between = (vectors @ vectors.T)[~torch.eye(64, dtype=torch.bool)]
+    assert between.mean() < 0.7
