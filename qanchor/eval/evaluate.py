@@ -9,7 +9,7 @@ import numpy as np
 from qanchor.checkpoint import Checkpoint
 from qanchor.config import Config
 from qanchor.data.dataset import Dataset
-from qanchor.errors import DataError
+from qanchor.errors import ConfigError, DataError
 from qanchor.eval.embed import embed_users
 from qanchor.eval.handmade import features, learn_space
 from qanchor.eval.probe import Features, ProbeResult, SplitData, boosting_probe, linear_probe
@@ -55,13 +55,21 @@ def evaluate(
 ) -> Evaluation:
     """Probe every checkpoint (by display name) and, if asked, hand-made features.
 
-    `max_users` keeps the first users of each split; 0 keeps all. Raises DataError when the data
-    set has no scenarios or labels.
+    `max_users` keeps the first users of each split; 0 keeps all. Raises ConfigError for a
+    checkpoint of another schema, DataError when the data set has no scenarios or labels.
     """
     if not dataset.scenarios:
         raise DataError(
             "scenarios.json", str(dataset.path), "the data set has no scenarios", "add them"
         )
+    for name, checkpoint in checkpoints.items():
+        if checkpoint.meta.profile_schema != dataset.schema:
+            raise ConfigError(
+                "checkpoint",
+                name,
+                "was trained with another profile schema than the data set's",
+                "evaluate it on the data set it was trained with",
+            )
     chosen = [user for split in SPLITS for user in _first(dataset.user_ids(split), max_users)]
     rendered = render_users(dataset, chosen)
     users = list(rendered.user_ids)
