@@ -111,7 +111,8 @@ def promise(path: Path) -> str:
     else:
         first = [WITHOUT_DOCSTRING[path.suffix]]
     shown = first[0] if first else ""
-    return shown.split(". ")[0].rstrip(".")
+    # A full stop before a capital letter ends a sentence; "Eq. (3)" goes on.
+    return re.split(r"\. (?=[A-Z])", shown)[0].rstrip(".")
 
 
 if __name__ == "__main__":
