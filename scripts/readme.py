@@ -19,7 +19,7 @@ FOLDERS = ("protos", "qanchor", "export", "server", "bench", "scripts", "tests",
 SKIPPED_PARTS = {"__pycache__", "v1", "results"}
 SPOKEN_FOR = {
     "qanchor/v1": "generated from protos/ by scripts/protos; never edited",
-    "bench/results": "committed results, each with its environment",
+    "bench/results": "committed results; those of bench/ with their environment",
 }
 WITHOUT_DOCSTRING = {
     ".json": "data: see the module beside it",
