@@ -1,15 +1,11 @@
 """The machine a measurement ran on: what it is called, and how fast it computes and reads."""
 
 import os
-import platform
 import re
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +13,8 @@ import onnxruntime as ort
 import torch
 from onnx import helper, numpy_helper
 
-_PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "numpy", "tokenizers")
+from qanchor.environment import cpu_model
+
 _READ_BYTES = 1 << 30
 _RATE_REPEATS = 20
 
@@ -43,20 +40,6 @@ def measure_rates(num_rows: int, inner: int, columns: int, num_threads: int) -> 
     long = torch.ones(_READ_BYTES // 4)
     read_bytes = _READ_BYTES / _best(lambda: long.sum())
     return Rates(max(ort_flops, torch_flops), ort_flops, torch_flops, read_bytes)
-
-
-def environment(num_threads: int) -> dict[str, Any]:
-    """What a reader needs to judge or repeat a measurement."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": num_threads,
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "load_average_before": os.getloadavg()[0],
-        "commit": _git("rev-parse", "--short=12", "HEAD") or "uncommitted",
-        "is_dirty": bool(_git("status", "--porcelain")),
-    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +72,7 @@ class Busy:
 
 def hardware_slug() -> str:
     """Short name of the machine for file names, such as `amd-epyc-2c`."""
-    return re.sub(r"[^a-z0-9]+", "-", _cpu_model().lower()).strip("-") + f"-{os.cpu_count()}c"
+    return re.sub(r"[^a-z0-9]+", "-", cpu_model().lower()).strip("-") + f"-{os.cpu_count()}c"
 
 
 def _ort_gemm(num_rows: int, inner: int, columns: int, num_threads: int) -> Callable[[], object]:
@@ -122,28 +105,3 @@ def _best(run: Callable[[], object]) -> float:
         run()
         seconds.append(time.perf_counter() - start)
     return min(seconds)
-
-
-def _cpu_model() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor() or platform.machine()
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found.group(1).strip() if found else platform.machine()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""

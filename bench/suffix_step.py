@@ -18,13 +18,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 
-from bench.machine import Busy, Rates, environment, hardware_slug, measure_rates
+from bench.machine import Busy, Rates, hardware_slug, measure_rates
 from bench.suffix_peers import Road, make_task, our_prefix, packed_step, transformers_roads
 from qanchor.bundle.manifest import PREFIX, ModelDims
 from qanchor.bundle.reader import open_bundle
+from qanchor.environment import environment
 from qanchor_export.bundle_writer import export_bundle
 from qanchor_export.random_source import method_schema, random_source, shape_named
 from qanchor_export.runner import BundleRunner
@@ -103,7 +105,8 @@ def main(argv: list[str] | None = None) -> int:
         "bench": "suffix_step",
         # Paths say nothing to a reader elsewhere.
         "config": {key: v for key, v in vars(args).items() if key not in ("bundle", "results")},
-        "environment": environment(threads),
+        "environment": msgspec.to_builtins(environment())
+        | {"threads": threads, "load_average_before": os.getloadavg()[0]},
     }
     source = random_source(shape_named(args.shape), method_schema(), args.seed)
     with tempfile.TemporaryDirectory() as scratch:

@@ -146,9 +146,12 @@ def _assemble(
         language_model = add_lora(
             language_model, recipe.lora, recipe.lora.decoder_targets, new_tokens
         )
-        event_encoder.model = add_lora(
-            event_encoder.model, recipe.lora, recipe.lora.encoder_targets, []
-        )
+        if recipe.event_encoder.is_trained:
+            event_encoder.model = add_lora(
+                event_encoder.model, recipe.lora, recipe.lora.encoder_targets, []
+            )
+    if not recipe.event_encoder.is_trained:
+        event_encoder.requires_grad_(False)
     return QAnchorModel(
         event_encoder=event_encoder,
         encoder=HierarchicalEncoder(

@@ -8,7 +8,8 @@ Legend: B users, P prefix length, S packed suffix length, L = P + S, Q queries, 
 N event texts, T text length, D decoder width, V vocabulary, Z embedding_dim.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ class AnchorBatch:
     the user, -1 is padding;
     `position_BS`: absolute RoPE positions. `labels_BS`: next answer token where one is to be
     predicted, else -100. `emb_user_Q`, `emb_column_Q`: user and suffix column of each <USER_EMB>.
+    `event_vectors_NE` (float32): the texts' event vectors where they are known already; the texts
+    themselves are then not read.
     """
 
     event_token_ids_NT: Tensor
@@ -43,10 +46,14 @@ class AnchorBatch:
     labels_BS: Tensor
     emb_user_Q: Tensor
     emb_column_Q: Tensor
+    event_vectors_NE: Tensor | None = None
 
     def to(self, device: torch.device) -> "AnchorBatch":
         """The same batch on `device`."""
-        return AnchorBatch(*(getattr(self, name).to(device) for name in self.__slots__))
+        parts: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        return replace(
+            self, **{name: part.to(device) for name, part in parts.items() if part is not None}
+        )
 
 
 class Head(nn.Module):
@@ -93,12 +100,18 @@ class QAnchorModel(nn.Module):
 
     def prefix_embeddings(self, batch: AnchorBatch) -> Tensor:
         """Input embeddings [B, P, D] of the prefixes, Q-Anchor Eq. (2)."""
-        event_vectors_NE = self.event_encoder.in_pieces(batch.event_token_ids_NT)
         token_embeddings_BPD = self.embed_tokens(batch.prefix_token_ids_BP)
         filled_BPD: Tensor = self.encoder(
-            token_embeddings_BPD, batch.adapter_BP, event_vectors_NE[batch.event_row_BP]
+            token_embeddings_BPD, batch.adapter_BP, self.event_vectors(batch)
         )
         return filled_BPD
+
+    def event_vectors(self, batch: AnchorBatch) -> Tensor:
+        """h_{m,t} at event positions of the prefixes, any vector elsewhere, [B, P, E]."""
+        vectors_NE = batch.event_vectors_NE
+        if vectors_NE is None:
+            vectors_NE = self.event_encoder.in_pieces(batch.event_token_ids_NT)
+        return vectors_NE[batch.event_row_BP]
 
     def anchor(self, batch: AnchorBatch, *, answers_see_all: bool = True) -> tuple[Tensor, Tensor]:
         """Anchor embeddings u_{i,q} [Q, Z] and suffix hidden states [B, S, D].

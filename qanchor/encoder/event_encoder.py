@@ -26,6 +26,10 @@ class EventEncoderConfig(Config, frozen=True, kw_only=True):
     intermediate_dim: int = 256
     max_text_len: int = 64
     """Longest event text in tokens the position table allows."""
+    is_trained: bool = True
+    """False leaves the encoder as it starts and encodes every distinct text once, before the first
+    step. Steps are cheaper then; and an encoder that starts from random weights does not grow the
+    direction that all texts share (see qanchor.train.centre)."""
 
 
 class EventEncoder(nn.Module):

@@ -50,6 +50,13 @@ def run(args: argparse.Namespace) -> int:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         config.save(result, args.out)
     print(markdown_table(result))
-    averages = {m.method: {"auc": m.average_auc, "ks": m.average_ks} for m in result.methods}
+    averages = {
+        method.method: {
+            "auc": method.average_auc,
+            "ks": method.average_ks,
+            "valid_auc": method.average_valid_auc,
+        }
+        for method in result.methods
+    }
     print(msgspec.json.encode(averages).decode())
     return 0

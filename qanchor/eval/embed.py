@@ -13,6 +13,7 @@ from tqdm import tqdm
 from qanchor.checkpoint import Checkpoint
 from qanchor.train.batches import Segment, anchor_batch
 from qanchor.train.corpus import RenderedCorpus
+from qanchor.train.event_vectors import with_event_vectors
 from qanchor.train.setup import tokenized
 
 USERS_PER_BATCH = 32
@@ -23,14 +24,14 @@ def embed_users(
     checkpoint: Checkpoint, rendered: RenderedCorpus, queries: Sequence[str]
 ) -> npt.NDArray[np.float32]:
     """Anchor embeddings [U, Q, Z] of every rendered user for every query."""
-    corpus = tokenized(checkpoint, rendered)
+    checkpoint.model.eval()
+    corpus = with_event_vectors(tokenized(checkpoint, rendered), checkpoint.model.event_encoder)
     segments = [Segment(checkpoint.encode_query(query)) for query in queries]
     num_users = len(rendered.user_ids)
     order = np.argsort([corpus.prefix_len(user) for user in range(num_users)], kind="stable")
     embedding_dim = checkpoint.meta.recipe.head.embedding_dim
     embeddings_UQZ = np.empty((num_users, len(queries), embedding_dim), dtype=np.float32)
     device = checkpoint.model.head.up.weight.device
-    checkpoint.model.eval()
     bar = tqdm(total=num_users, desc=f"embedding at step {checkpoint.meta.step}", unit="user")
     for start in range(0, num_users, USERS_PER_BATCH):
         users = order[start : start + USERS_PER_BATCH].tolist()

@@ -9,6 +9,7 @@ import numpy as np
 from qanchor.checkpoint import Checkpoint
 from qanchor.config import Config
 from qanchor.data.dataset import Dataset
+from qanchor.environment import Environment, environment
 from qanchor.errors import ConfigError, DataError
 from qanchor.eval.embed import embed_users
 from qanchor.eval.handmade import features, learn_space
@@ -27,6 +28,8 @@ class ScenarioScore(Config, frozen=True, kw_only=True):
     scenario: str
     auc: float
     ks: float
+    valid_auc: float
+    """AUC on valid, by which the probe was chosen; compare recipes by this, not by test."""
     num_test: int
     base_rate: float
 
@@ -37,6 +40,7 @@ class MethodScore(Config, frozen=True, kw_only=True):
     method: str
     average_auc: float
     average_ks: float
+    average_valid_auc: float
     scenarios: tuple[ScenarioScore, ...]
 
 
@@ -47,6 +51,7 @@ class Evaluation(Config, frozen=True, kw_only=True):
     num_users: int
     recipe: str
     step: int
+    environment: Environment
     methods: tuple[MethodScore, ...]
 
 
@@ -90,6 +95,7 @@ def evaluate(
         num_users=len(users),
         recipe=main.meta.recipe.name,
         step=main.meta.step,
+        environment=environment(),
         methods=tuple(methods),
     )
 
@@ -135,6 +141,7 @@ def _score(
                 scenario=scenario.name,
                 auc=result.auc,
                 ks=result.ks,
+                valid_auc=result.valid_auc,
                 num_test=len(test),
                 base_rate=float(test.mean()),
             )
@@ -144,6 +151,7 @@ def _score(
         method=name,
         average_auc=float(np.mean([score.auc for score in scores])),
         average_ks=float(np.mean([score.ks for score in scores])),
+        average_valid_auc=float(np.mean([score.valid_auc for score in scores])),
         scenarios=tuple(scores),
     )
 

@@ -41,6 +41,7 @@ def anchor_batch(
         for items, layout in zip(segments, layouts, strict=True)
     ]
     emb = [(user, column) for user, packed in enumerate(suffix) for column in packed.emb_columns]
+    known = corpus.event_vectors
     return AnchorBatch(
         event_token_ids_NT=torch.from_numpy(corpus.padded_texts(texts)),
         prefix_token_ids_BP=_stack([layout.token_ids_P for layout in layouts], 0),
@@ -53,6 +54,7 @@ def anchor_batch(
         labels_BS=_stack([packed.labels for packed in suffix], NO_LABEL),
         emb_user_Q=torch.tensor([user for user, _ in emb], dtype=torch.long),
         emb_column_Q=torch.tensor([column for _, column in emb], dtype=torch.long),
+        event_vectors_NE=None if known is None else torch.from_numpy(known[texts]),
     )
 
 

@@ -44,6 +44,8 @@ class PrefixCorpus:
     """All texts' token ids, end to end."""
     text_offsets: IntArray
     """Start of each text in `text_tokens`, and the end of the last."""
+    event_vectors: npt.NDArray[np.float32] | None = None
+    """Event vectors [texts, E], if an unchanging event encoder has made them ahead."""
 
     def prefix_len(self, user: int) -> int:
         """Prefix positions of user number `user`."""

@@ -15,7 +15,9 @@ from qanchor.tokenization import (
     train_decoder_tokenizer,
     train_event_tokenizer,
 )
+from qanchor.train.centre import centre_adapters
 from qanchor.train.corpus import PrefixCorpus, RenderedCorpus, render_corpus, tokenize_corpus
+from qanchor.train.event_vectors import with_event_vectors
 from qanchor.train.recipes import Recipe
 from qanchor.train.triples import BatchOrder, UserTriples, load_triples, read_triple_texts
 
@@ -52,7 +54,10 @@ def prepare(recipe: Recipe, dataset: Dataset, triples_path: Path) -> tuple[Check
     )
     model = build_model(meta, tokenizer, event_tokenizer)
     checkpoint = Checkpoint(model, meta, tokenizer, event_tokenizer)
-    return checkpoint, material(checkpoint, rendered, triples_path)
+    data = material(checkpoint, rendered, triples_path)
+    if recipe.train.centre_users:
+        centre_adapters(model, data.corpus, recipe.train.centre_users, recipe.train.seed)
+    return checkpoint, data
 
 
 def render_users(dataset: Dataset, user_ids: list[str]) -> RenderedCorpus:
@@ -69,6 +74,8 @@ def tokenized(checkpoint: Checkpoint, rendered: RenderedCorpus) -> PrefixCorpus:
 def material(checkpoint: Checkpoint, rendered: RenderedCorpus, triples_path: Path) -> Material:
     """Tokenise prefixes and triples; the held-out users are drawn by the recipe's seed."""
     corpus = tokenized(checkpoint, rendered)
+    if not checkpoint.meta.recipe.event_encoder.is_trained:
+        corpus = with_event_vectors(corpus, checkpoint.model.event_encoder)
     triples = load_triples(triples_path, checkpoint, rendered.user_ids)
     train = checkpoint.meta.recipe.train
     order = np.random.default_rng([train.seed, 1]).permutation(len(triples.users))
