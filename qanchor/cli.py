@@ -1,7 +1,7 @@
 """The program `qanchor`: one verb per task; heavy imports happen inside the verb.
 
 Results go to stdout (last line JSON), logs and progress to stderr. Exit codes: 0 done, 1 a check
-failed, 2 wrong usage or input.
+failed, 2 wrong usage or input; `userqa` also 3, stopped before the end.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from qanchor.errors import QAnchorError
 
 VERB_MODULES = (
     "qanchor.data.cli",
+    "qanchor.userqa.cli",
     "qanchor.train.cli",
     "qanchor.eval.cli",
     "qanchor_export.cli",
@@ -65,7 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _extra_hint(verb: str) -> str:
-    extra = {"serve": "serve", "export": "export", "verify": "export"}.get(verb, "train")
+    extra = {"serve": "serve", "export": "export", "verify": "export", "userqa": "userqa"}.get(
+        verb, "train"
+    )
     return f"install it with `pip install 'qanchor[{extra}]'`"
 
 

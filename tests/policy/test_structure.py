@@ -27,7 +27,8 @@ TORCH_FREE = (
     "qanchor_server.main",
 )
 VERBS = {
-    "data", "pretrain", "eval", "export", "verify", "serve", "embed", "ask", "profile", "scenarios",
+    "data", "userqa", "pretrain", "eval", "export", "verify", "serve",
+    "embed", "ask", "profile", "scenarios",
 }  # fmt: skip
 
 
