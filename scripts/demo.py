@@ -56,10 +56,7 @@ def main() -> int:
     data, run, bundle = output / "data", output / "run", output / "bundle"
     qanchor(f"data wallet {data} --users {args.users} --seed 1")
     qanchor(f"data validate {data}")
-    qanchor(
-        f"pretrain {data} {run} --set train.steps={args.steps} --set train.users_per_batch=16"
-        " --set train.warmup_steps=40 --set loss.mask_from_step=100"
-    )
+    qanchor(f"pretrain {data} {run} --set train.steps={args.steps} --set train.warmup_steps=50")
     qanchor(f"export {run}/checkpoint {bundle}")
     qanchor(f"verify {bundle} --checkpoint {run}/checkpoint")
     dataset = open_dataset(data)

@@ -9,6 +9,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from qanchor.checkpoint import load_checkpoint
 from qanchor.config import override
@@ -50,9 +51,15 @@ def losses(run_dir: Path, term: str = "loss") -> list[float]:
     return [msgspec.json.decode(line)[term] for line in lines]
 
 
+@pytest.mark.parametrize("is_trained", ["true", "false"])
 def test_a_run_killed_and_resumed_has_the_same_losses_to_the_bit(
-    recipe: Recipe, wallet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe,
+    wallet: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_trained: str,
 ) -> None:
+    recipe = override(recipe, [f"event_encoder.is_trained={is_trained}"])
     dataset, triples = open_dataset(wallet / "data"), wallet / "triples.parquet"
     pretrain(recipe, dataset, triples, tmp_path / "whole")
     original, calls = training.compute_losses, itertools.count(1)
@@ -83,6 +90,21 @@ def test_training_lowers_the_loss_and_reports_held_out_users(
         assert sum(found[-5:]) < 0.8 * sum(found[:5]), term
     last = msgspec.json.decode((tmp_path / "run" / METRICS_FILE).read_bytes().splitlines()[-1])
     assert {"heldout_contrastive", "heldout_next_token", "heldout_top1"} <= last.keys()
+
+
+def test_an_event_encoder_that_is_not_trained_stays_as_it_starts(
+    recipe: Recipe, wallet: Path, tmp_path: Path
+) -> None:
+    frozen = override(recipe, ["event_encoder.is_trained=false"])
+    latest = pretrain(
+        frozen, open_dataset(wallet / "data"), wallet / "triples.parquet", tmp_path / "run"
+    )
+    start, end = (
+        load_checkpoint(path).model.state_dict() for path in (tmp_path / "run" / UNTRAINED, latest)
+    )
+    changed = {name for name in start if not torch.equal(start[name], end[name])}
+    assert not any(name.startswith("event_encoder.") for name in changed)
+    assert any(name.startswith("encoder.") for name in changed)
 
 
 def test_labels_do_not_enter_pre_training(recipe: Recipe, wallet: Path, tmp_path: Path) -> None:

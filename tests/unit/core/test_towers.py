@@ -10,6 +10,7 @@ from qanchor.eval.embed import embed_users
 from qanchor.towers import hidden_from_answers, packed_mask
 from qanchor.train.batches import NO_LABEL, Segment, anchor_batch, answer_batch
 from qanchor.train.corpus import PrefixCorpus, RenderedCorpus
+from qanchor.train.event_vectors import with_event_vectors
 from tests.unit.core.conftest import NUM_USERS, QUERIES
 
 
@@ -35,6 +36,15 @@ def test_packed_queries_of_many_users_equal_each_query_alone(
         [anchors(checkpoint, corpus, [user], [[one]]) for user in users for one in segments]
     )
     assert (together - alone).abs().max() < 1e-5
+
+
+def test_event_vectors_made_ahead_change_nothing(
+    checkpoint: Checkpoint, corpus: PrefixCorpus
+) -> None:
+    ahead = with_event_vectors(corpus, checkpoint.model.event_encoder)
+    users, segments = list(range(NUM_USERS)), [segments_of(checkpoint)] * NUM_USERS
+    fresh = anchors(checkpoint, corpus, users, segments)
+    assert (anchors(checkpoint, ahead, users, segments) - fresh).abs().max() < 1e-5
 
 
 def test_an_answer_after_the_user_embedding_token_does_not_change_it(
