@@ -3,6 +3,7 @@
 Whatever is needed to go on training, to evaluate, or to export; nothing refers outside of it.
 """
 
+import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ EVENT_TOKENIZER_FILE = "event_tokenizer.json"
 TRAINER_FILE = "trainer.pt"
 DECODER_DIR = "decoder"
 ENCODER_DIR = "event_encoder"
+CHECKPOINT_ID_CHARS = 32
 
 
 class CheckpointMeta(Config, frozen=True, kw_only=True):
@@ -53,6 +55,11 @@ class Checkpoint:
     meta: CheckpointMeta
     tokenizer: Tokenizer
     event_tokenizer: Tokenizer
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of the decoder, and so of a soft-prompt row."""
+        return int(self.model.language_model.config.hidden_size)
 
     def encode_query(self, query: str) -> tuple[int, ...]:
         """Suffix token ids of a query, without <USER_EMB>, cut to the recipe's limit."""
@@ -128,6 +135,24 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         tokenizer=Tokenizer.from_file(str(directory / TOKENIZER_FILE)),
         event_tokenizer=Tokenizer.from_file(str(directory / EVENT_TOKENIZER_FILE)),
     )
+
+
+def checkpoint_id(checkpoint: Checkpoint) -> str:
+    """Content id, 32 hex digits, of weights, tokenizers, schema and tokens: all embeddings rest on.
+
+    Where the checkpoint lies, how long it was trained and its scenarios do not matter.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(checkpoint.model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        # As bytes: numpy has no bfloat16.
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    for tokenizer in (checkpoint.tokenizer, checkpoint.event_tokenizer):
+        digest.update(tokenizer.to_str().encode())
+    meta = checkpoint.meta
+    digest.update(config.to_json(meta.profile_schema) + config.to_json(meta.tokens))
+    return digest.hexdigest()[:CHECKPOINT_ID_CHARS]
 
 
 def at_step(checkpoint: Checkpoint, step: int) -> Checkpoint:

@@ -18,6 +18,7 @@ VERB_MODULES = (
     "qanchor.data.cli",
     "qanchor.userqa.cli",
     "qanchor.train.cli",
+    "qanchor.tune.cli",
     "qanchor.eval.cli",
     "qanchor_export.cli",
     "qanchor_server.cli",

@@ -96,6 +96,27 @@ class Scenario(Config, frozen=True, kw_only=True):
     """How its label is computed, for people."""
     soft_prompt: tuple[tuple[float, ...], ...] = ()
     """Learnt suffix rows [num_prompt_rows, hidden_dim], between the query and <USER_EMB>."""
+    prototypes: tuple[tuple[float, ...], ...] = ()
+    """Learnt unit vectors [num_classes, embedding_dim], row k for label k: the embedding's dot
+    product with row k says how much it looks like class k, Q-Anchor Eq. (7)."""
+    is_compiled: bool = False
+    """The soft prompt stands for the question: no text tokens are sent, the suffix is the soft
+    prompt and <USER_EMB>. The question is kept for people."""
+
+    def __post_init__(self) -> None:
+        if self.is_compiled and not self.soft_prompt:
+            raise ConfigError(
+                f"{self.name}.is_compiled",
+                True,
+                "a compiled scenario needs a soft prompt: it sends no text",
+                "make it with `qanchor compile`",
+            )
+        for field, rows in (("soft_prompt", self.soft_prompt), ("prototypes", self.prototypes)):
+            widths = sorted({len(row) for row in rows})
+            if len(widths) > 1:
+                raise ConfigError(
+                    f"{self.name}.{field}", widths, "rows must be of one width", "make it again"
+                )
 
 
 def nearest(name: str, valid: list[str]) -> str:

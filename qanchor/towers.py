@@ -5,7 +5,7 @@ the segments [query, <USER_EMB>, answer, eos] follow side by side and do not see
 is the training twin of the serving split into prefix and suffix.
 
 Legend: B users, P prefix length, S packed suffix length, L = P + S, Q queries, A answer length,
-N event texts, T text length, D decoder width, V vocabulary, Z embedding_dim.
+R soft-prompt rows, N event texts, T text length, D decoder width, V vocabulary, Z embedding_dim.
 """
 
 from dataclasses import dataclass, replace
@@ -32,7 +32,8 @@ class AnchorBatch:
     `position_BS`: absolute RoPE positions. `labels_BS`: next answer token where one is to be
     predicted, else -100. `emb_user_Q`, `emb_column_Q`: user and suffix column of each <USER_EMB>.
     `event_vectors_NE` (float32): the texts' event vectors where they are known already; the texts
-    themselves are then not read.
+    themselves are then not read. `prompt_rows_RD` (float32), `prompt_index_BS`: soft-prompt rows,
+    and their numbers, from 1, where they stand in place of tokens, else 0; both or none.
     """
 
     event_token_ids_NT: Tensor
@@ -47,6 +48,8 @@ class AnchorBatch:
     emb_user_Q: Tensor
     emb_column_Q: Tensor
     event_vectors_NE: Tensor | None = None
+    prompt_index_BS: Tensor | None = None
+    prompt_rows_RD: Tensor | None = None
 
     def to(self, device: torch.device) -> "AnchorBatch":
         """The same batch on `device`."""
@@ -106,6 +109,16 @@ class QAnchorModel(nn.Module):
         )
         return filled_BPD
 
+    def suffix_embeddings(self, batch: AnchorBatch) -> Tensor:
+        """Input embeddings [B, S, D] of the suffixes, soft-prompt rows in their places."""
+        embeddings_BSD = self.embed_tokens(batch.suffix_token_ids_BS)
+        if batch.prompt_index_BS is None or batch.prompt_rows_RD is None:
+            return embeddings_BSD
+        rows_BSD = batch.prompt_rows_RD.to(embeddings_BSD.dtype)[
+            (batch.prompt_index_BS - 1).clamp(min=0)
+        ]
+        return torch.where((batch.prompt_index_BS > 0)[..., None], rows_BSD, embeddings_BSD)
+
     def event_vectors(self, batch: AnchorBatch) -> Tensor:
         """h_{m,t} at event positions of the prefixes, any vector elsewhere, [B, P, E]."""
         vectors_NE = batch.event_vectors_NE
@@ -119,7 +132,7 @@ class QAnchorModel(nn.Module):
         `answers_see_all=False`: of what precedes an answer its tokens see <USER_EMB> alone.
         """
         prefix_BPD = self.prefix_embeddings(batch)
-        suffix_BSD = self.embed_tokens(batch.suffix_token_ids_BS)
+        suffix_BSD = self.suffix_embeddings(batch)
         prefix_len = prefix_BPD.shape[1]
         position_BP = torch.arange(prefix_len, device=prefix_BPD.device).expand(len(prefix_BPD), -1)
         states_BLD = self.decoder(

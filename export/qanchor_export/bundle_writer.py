@@ -97,6 +97,7 @@ def _write(source: ExportSource, cases: tuple[ParityCase, ...], path: Path) -> M
         format_version=FORMAT_VERSION,
         export_id=model_id[:_EXPORT_ID_CHARS],
         model_id=model_id,
+        checkpoint_id=source.checkpoint_id,
         recipe=source.recipe,
         dims=dims,
         profile_schema=schema,

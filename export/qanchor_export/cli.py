@@ -18,6 +18,7 @@ parity cases and a manifest with the hash of every file. The bundle is all the s
 is never changed, a new model is a new bundle.
 
   qanchor export runs/mini bundles/mini
+  qanchor export runs/mini bundles/mini --scenarios tuned.json   (tuned or compiled scenarios)
   qanchor export --random --shape qwen2.5-0.5b bundles/random-0.5b   (to measure an engine; 3 GB)
 """
 _VERIFY_HELP = """\
@@ -55,6 +56,13 @@ def _add_export(subparsers: Any) -> None:
         help="random weights instead of a checkpoint: full cost, meaningless answers",
     )
     export.add_argument("--shape", default="", help="with --random: qwen2.5-0.5b or tiny")
+    export.add_argument(
+        "--scenarios",
+        type=Path,
+        metavar="FILE",
+        help="scenario file of `qanchor tune` or `compile`, in place of the checkpoint's scenarios "
+        "of the same names; one made with another checkpoint is refused",
+    )
     export.add_argument("--seed", type=int, default=0, help="with --random: of the weights")
     export.set_defaults(run=run_export)
 
@@ -128,6 +136,13 @@ def table(checks: "list[Check]") -> str:
 
 def _source(args: argparse.Namespace) -> "tuple[ExportSource, Path]":
     if args.random:
+        if args.scenarios:
+            raise ConfigError(
+                "--scenarios",
+                str(args.scenarios),
+                "soft prompts fit the checkpoint they were learnt with, not --random",
+                "drop one of the two",
+            )
         from qanchor_export.random_source import method_schema, random_source, shape_named
 
         if len(args.paths) != 1:
@@ -138,11 +153,13 @@ def _source(args: argparse.Namespace) -> "tuple[ExportSource, Path]":
         raise ConfigError("PATH", args.paths, "give CHECKPOINT and BUNDLE", "see --help")
     if args.shape:
         print("--shape has no effect without --random", file=sys.stderr)
-    return _load(args.paths[0]), args.paths[1]
+    return _load(args.paths[0], args.scenarios), args.paths[1]
 
 
-def _load(checkpoint: Path) -> "ExportSource":
+def _load(checkpoint: Path, scenarios: Path | None = None) -> "ExportSource":
+    from qanchor.bundle.scenario_file import read_scenario_file
     from qanchor.checkpoint import load_checkpoint
     from qanchor_export.source import source_of
 
-    return source_of(load_checkpoint(checkpoint))
+    tuned = None if scenarios is None else read_scenario_file(scenarios)
+    return source_of(load_checkpoint(checkpoint), tuned)

@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from qanchor.bundle.packing import SuffixQuery, UserSuffix, pack
+from qanchor.bundle.packing import SuffixQuery, UserSuffix, pack, scenario_suffix
 from qanchor.bundle.reader import encode_event
+from qanchor.config import Scenario
 from qanchor.data.prefix import ADAPTER_FIRST_EVENT, PrefixLayout, build_layout
 from qanchor.data.render import RenderedProfile
 from qanchor.towers import AnchorBatch
@@ -28,9 +29,12 @@ def make_query(
     source: ExportSource, text: str, soft_prompt: FloatArray | None = None
 ) -> SuffixQuery:
     """A query text in the schema's template, closed by <USER_EMB>."""
-    templated = source.schema.query_template.format(query=text)
-    ids = source.tokenizer.encode(templated, add_special_tokens=False).ids
-    return SuffixQuery(tuple(ids), soft_prompt)
+    return SuffixQuery(_encode_query(source, text), soft_prompt)
+
+
+def scenario_query(source: ExportSource, scenario: Scenario) -> SuffixQuery:
+    """A scenario as it is served. Raises ConfigError for rows of another width."""
+    return scenario_suffix(scenario, lambda text: _encode_query(source, text), source.hidden_dim)
 
 
 @torch.no_grad()
@@ -81,6 +85,11 @@ def full_pass_embeddings(
         states = decoder(inputs_embeds=torch.cat(parts)[None], use_cache=False).last_hidden_state
         found.append(model.head(states[0, -1]))
     return _array(torch.stack(found))
+
+
+def _encode_query(source: ExportSource, text: str) -> tuple[int, ...]:
+    templated = source.schema.query_template.format(query=text)
+    return tuple(source.tokenizer.encode(templated, add_special_tokens=False).ids)
 
 
 def _suffix_embeddings(source: ExportSource, query: SuffixQuery) -> Tensor:

@@ -15,8 +15,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from qanchor.bundle.manifest import EVENT_ENCODER, PREFIX, SUFFIX, past_names, present_names
-from qanchor.bundle.packing import PackedSuffix, SuffixQuery, UserSuffix, pack
+from qanchor.bundle.packing import PackedSuffix, SuffixQuery, UserSuffix, pack, scenario_suffix
 from qanchor.bundle.reader import Bundle
+from qanchor.config import Scenario
 from qanchor.data.prefix import PrefixLayout, build_layout, slot_vectors
 from qanchor.data.render import RenderedProfile
 
@@ -147,6 +148,11 @@ class BundleRunner:
         """A query text in the schema's template, closed by <USER_EMB>."""
         tokens = self.bundle.encode_query(text)
         return SuffixQuery(tuple(tokens), soft_prompt)
+
+    def scenario(self, scenario: Scenario) -> SuffixQuery:
+        """A scenario as it is served. Raises ConfigError for rows of another width."""
+        hidden_dim = self.bundle.manifest.dims.hidden_dim
+        return scenario_suffix(scenario, self.bundle.encode_query, hidden_dim)
 
     def _past_feeds(self, kv_L2BGCK: FloatArray) -> dict[str, FloatArray]:
         names = past_names(self.bundle.manifest.dims.num_layers)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 from torch import nn
 
+from qanchor.bundle.scenario_file import ScenarioFile, check_fits, with_replaced
 from qanchor.config import ProfileSchema, Scenario
 from qanchor.data.prefix import PrefixTokens
 from qanchor.towers import QAnchorModel
@@ -29,15 +30,30 @@ class ExportSource:
     scenarios: tuple[Scenario, ...]
     max_query_len: int
     """Tokens of one suffix: query text, soft prompt and <USER_EMB>."""
+    checkpoint_id: str = ""
+    """Content id of the checkpoint; empty for a model that came from none."""
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of the decoder, and so of a soft-prompt row."""
+        return int(self.model.language_model.config.hidden_size)
 
 
-def source_of(checkpoint: "Checkpoint") -> ExportSource:
-    """The export source of a loaded checkpoint.
+def source_of(checkpoint: "Checkpoint", tuned: ScenarioFile | None = None) -> ExportSource:
+    """The export source of a loaded checkpoint; scenarios of `tuned` replace its own by name.
 
     A checkpoint counts query tokens only; <USER_EMB> and the longest soft prompt come on top.
+    Raises ConfigError when `tuned` belongs to another checkpoint.
     """
-    meta = checkpoint.meta
-    longest_prompt = max((len(s.soft_prompt) for s in meta.scenarios), default=0)
+    # Not at the top: random models are exported without transformers' checkpoints.
+    from qanchor.checkpoint import checkpoint_id
+
+    meta, content_id = checkpoint.meta, checkpoint_id(checkpoint)
+    scenarios = meta.scenarios
+    if tuned is not None:
+        check_fits(tuned, content_id, checkpoint.hidden_dim)
+        scenarios = with_replaced(scenarios, tuned.scenarios)
+    longest_prompt = max((len(s.soft_prompt) for s in scenarios), default=0)
     return ExportSource(
         model=checkpoint.model,
         recipe=meta.recipe.name,
@@ -45,8 +61,9 @@ def source_of(checkpoint: "Checkpoint") -> ExportSource:
         tokens=meta.tokens,
         tokenizer=checkpoint.tokenizer,
         event_tokenizer=checkpoint.event_tokenizer,
-        scenarios=meta.scenarios,
+        scenarios=scenarios,
         max_query_len=meta.recipe.train.max_query_len + 1 + longest_prompt,
+        checkpoint_id=content_id,
     )
 
 

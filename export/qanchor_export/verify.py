@@ -63,6 +63,8 @@ def verify(
     checks.append(trial.prompts_alone())
     if source is not None:
         checks += [trial.anchor(source), trial.full_pass(source), trial.prompts(source)]
+        if any(scenario.soft_prompt for scenario in runner.bundle.scenarios):
+            checks.append(trial.scenarios(source))
     return checks
 
 
@@ -168,6 +170,18 @@ class _Trial:
         """The same with soft-prompt rows."""
         few = self.prompted()[:_NUM_FULL_PASSES]
         return self._against_full_pass(source, "one full pass, soft prompts", few)
+
+    def scenarios(self, source: ExportSource) -> Check:
+        """The bundle's tuned and compiled scenarios, on one user."""
+        from qanchor_export.reference import full_pass_embeddings, scenario_query
+
+        chosen = [one for one in self.runner.bundle.scenarios if one.soft_prompt]
+        queries = [self.runner.scenario(scenario) for scenario in chosen]
+        wanted = full_pass_embeddings(
+            source, self.users[0], [scenario_query(source, scenario) for scenario in chosen]
+        )
+        found = self.runner.suffix([(self.prefixes[0], queries)])
+        return compare("one full pass, the bundle's scenarios", found, wanted)
 
     def prompted(self) -> list[SuffixQuery]:
         """The queries with soft prompts of 1 to 6 random rows."""

@@ -83,6 +83,9 @@ class Manifest(Config, frozen=True, kw_only=True):
     """Stamped into every graph's metadata; graphs of different exports refuse to load together."""
     model_id: str
     """Digest over graphs, weights, tokenizers, schema and tokens: equal ids, equal embeddings."""
+    checkpoint_id: str = ""
+    """Content id of the checkpoint exported, by which a scenario file says what it was tuned for;
+    empty for a bundle that came from no checkpoint."""
     recipe: str
     dims: ModelDims
     profile_schema: ProfileSchema

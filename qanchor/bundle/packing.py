@@ -1,16 +1,22 @@
 """The suffix graph's inputs: all queries of a step's users packed into one row.
 
+`scenario_suffix` is the one place that says what a scenario's suffix is made of: server, exporter,
+verifier, tuning and evaluation call it.
+
 Pure numpy; must not know ONNX Runtime. The meaning of each input stands at
 `qanchor.bundle.manifest.suffix_spec`.
 
 Legend: S packed length, B users, R longest user row, Q queries, K prompt rows, D hidden_dim.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from qanchor.config import Scenario
+from qanchor.errors import ConfigError
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
@@ -35,6 +41,28 @@ class SuffixQuery:
     def num_prompt_rows(self) -> int:
         """Soft-prompt rows; 0 for an untuned query."""
         return 0 if self.prompt_rows_KD is None else len(self.prompt_rows_KD)
+
+
+def scenario_suffix(
+    scenario: Scenario, encode_query: Callable[[str], Sequence[int]], hidden_dim: int
+) -> SuffixQuery:
+    """A scenario's text tokens (none where it is compiled) and its soft-prompt rows.
+
+    `encode_query` gives the token ids of a question in the schema's template. Raises ConfigError
+    for rows that are not `hidden_dim` wide.
+    """
+    token_ids = () if scenario.is_compiled else tuple(encode_query(scenario.question))
+    if not scenario.soft_prompt:
+        return SuffixQuery(token_ids)
+    width = len(scenario.soft_prompt[0])
+    if width != hidden_dim:
+        raise ConfigError(
+            f"{scenario.name}.soft_prompt",
+            width,
+            f"numbers per row; the model's hidden_dim is {hidden_dim}",
+            "tune it again with this model",
+        )
+    return SuffixQuery(token_ids, np.array(scenario.soft_prompt, dtype=np.float32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +115,7 @@ def pack(users: Sequence[UserSuffix], *, user_emb: int, hidden_dim: int) -> Pack
     prompt_index: list[int] = []
     emb_index: list[int] = []
     user_lens: list[int] = []
-    prompts = _Prompts(hidden_dim)
+    prompts = PromptTable()
     for user in users:
         user_start = len(token_ids)
         for query in user.queries:
@@ -109,7 +137,7 @@ def pack(users: Sequence[UserSuffix], *, user_emb: int, hidden_dim: int) -> Pack
         positions_S=_int64(positions),
         segment_ids_S=_int64(segment_ids),
         prompt_index_S=_int64(prompt_index),
-        prompt_rows_KD=prompts.rows_KD(),
+        prompt_rows_KD=prompts.rows_KD(hidden_dim),
         row_index_BR=row_index_BR,
         flat_index_S=flat_index_S,
         emb_index_Q=_int64(emb_index),
@@ -117,16 +145,16 @@ def pack(users: Sequence[UserSuffix], *, user_emb: int, hidden_dim: int) -> Pack
     )
 
 
-class _Prompts:
+class PromptTable:
     """Distinct soft prompts of a step and where each begins, counted from 1."""
 
-    def __init__(self, hidden_dim: int) -> None:
-        self._hidden_dim = hidden_dim
+    def __init__(self) -> None:
         self._arrays: list[FloatArray] = []
         self._first: dict[int, int] = {}
         self._next = 1
 
     def first_row(self, rows_KD: FloatArray | None) -> int:
+        """Number of the prompt's first row, one array object being one prompt; 0 for None."""
         if rows_KD is None:
             return 0
         if id(rows_KD) not in self._first:
@@ -135,9 +163,10 @@ class _Prompts:
             self._next += len(rows_KD)
         return self._first[id(rows_KD)]
 
-    def rows_KD(self) -> FloatArray:
+    def rows_KD(self, hidden_dim: int) -> FloatArray:
+        """All prompts' rows one below the other; row n - 1 is number n. One zero row for none."""
         if not self._arrays:
-            return np.zeros((1, self._hidden_dim), dtype=np.float32)
+            return np.zeros((1, hidden_dim), dtype=np.float32)
         return np.ascontiguousarray(np.concatenate(self._arrays), dtype=np.float32)
 
 

@@ -3,6 +3,10 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qanchor.config import Scenario
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -25,6 +29,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--max-users", type=int, default=0, help="users per split; quicker and noisier (0 = all)"
     )
+    parser.add_argument(
+        "--scenarios",
+        type=Path,
+        metavar="FILE",
+        help="also judge the scenarios of a file of `qanchor tune` or `qanchor compile`",
+    )
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     parser.set_defaults(run=run)
 
@@ -34,18 +44,25 @@ def run(args: argparse.Namespace) -> int:
     import msgspec
 
     from qanchor import config
-    from qanchor.checkpoint import load_checkpoint
+    from qanchor.bundle.scenario_file import check_fits, read_scenario_file
+    from qanchor.checkpoint import checkpoint_id, load_checkpoint
     from qanchor.data.dataset import open_dataset
     from qanchor.eval.evaluate import evaluate, markdown_table, untrained_beside
 
-    checkpoints = {"Q-Anchor": load_checkpoint(args.checkpoint)}
+    main = load_checkpoint(args.checkpoint)
+    checkpoints = {"Q-Anchor": main}
+    tuned: tuple[Scenario, ...] = ()
+    if args.scenarios:
+        file = read_scenario_file(args.scenarios)
+        check_fits(file, checkpoint_id(main), main.hidden_dim)
+        tuned = file.scenarios
     untrained = args.untrained or untrained_beside(args.checkpoint)
     if untrained is None:
         print("no untrained/ beside the checkpoint: left out", file=sys.stderr)
     else:
         checkpoints["untrained model"] = load_checkpoint(untrained)
     dataset = open_dataset(args.dataset)
-    result = evaluate(checkpoints, dataset, not args.no_handmade, args.max_users)
+    result = evaluate(checkpoints, dataset, not args.no_handmade, args.max_users, tuned)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         config.save(result, args.out)

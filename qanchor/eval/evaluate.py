@@ -1,13 +1,14 @@
 """Probes of query-conditioned embeddings and of baselines, per scenario and on average."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from qanchor.bundle.scenario_file import with_replaced
 from qanchor.checkpoint import Checkpoint
-from qanchor.config import Config
+from qanchor.config import Config, Scenario, nearest
 from qanchor.data.dataset import Dataset
 from qanchor.environment import Environment, environment
 from qanchor.errors import ConfigError, DataError
@@ -56,12 +57,18 @@ class Evaluation(Config, frozen=True, kw_only=True):
 
 
 def evaluate(
-    checkpoints: Mapping[str, Checkpoint], dataset: Dataset, with_handmade: bool, max_users: int
+    checkpoints: Mapping[str, Checkpoint],
+    dataset: Dataset,
+    with_handmade: bool,
+    max_users: int,
+    tuned: Sequence[Scenario] = (),
 ) -> Evaluation:
     """Probe every checkpoint (by display name) and, if asked, hand-made features.
 
-    `max_users` keeps the first users of each split; 0 keeps all. Raises ConfigError for a
-    checkpoint of another schema, DataError when the data set has no scenarios or labels.
+    `max_users` keeps the first users of each split; 0 keeps all. `tuned`: scenarios of a scenario
+    file of the first checkpoint, probed beside the untuned ones. Raises ConfigError for a
+    checkpoint of another schema or a scenario the data set does not have, DataError when the data
+    set has no scenarios or labels.
     """
     if not dataset.scenarios:
         raise DataError(
@@ -79,11 +86,17 @@ def evaluate(
     rendered = render_users(dataset, chosen)
     users = list(rendered.user_ids)
     questions = [scenario.question for scenario in dataset.scenarios]
+    asked: list[str | Scenario] = [*questions, *_tuned_rows(dataset, tuned)]
     methods = []
     for name, checkpoint in checkpoints.items():
-        embeddings_UQZ = embed_users(checkpoint, rendered, questions)
-        by_scenario = [embeddings_UQZ[:, index] for index in range(len(questions))]
-        methods.append(_score(name, dataset, users, by_scenario, linear_probe))
+        # Tuned and untuned in one pass: a user's prefix is encoded once for both.
+        embeddings_UQZ = embed_users(checkpoint, rendered, asked)
+        by_scenario = [embeddings_UQZ[:, index] for index in range(len(asked))]
+        plain, soft = by_scenario[: len(questions)], by_scenario[len(questions) :]
+        methods.append(_score(name, dataset, users, plain, linear_probe))
+        if soft:
+            methods.append(_score(_tuned_title(tuned), dataset, users, soft, linear_probe))
+        asked = [*questions]
     if with_handmade:
         matrix = handmade_matrix(dataset, users)
         same = [matrix] * len(questions)
@@ -98,6 +111,27 @@ def evaluate(
         environment=environment(),
         methods=tuple(methods),
     )
+
+
+def _tuned_title(tuned: Sequence[Scenario]) -> str:
+    """What a scenario file's method is called in tables."""
+    return "compiled" if all(scenario.is_compiled for scenario in tuned) else "prompt-tuned"
+
+
+def _tuned_rows(dataset: Dataset, tuned: Sequence[Scenario]) -> list[Scenario]:
+    """The data set's scenarios, those of `tuned` in place of their namesakes; none for none."""
+    if not tuned:
+        return []
+    names = [scenario.name for scenario in dataset.scenarios]
+    for scenario in tuned:
+        if scenario.name not in names:
+            raise ConfigError(
+                "--scenarios", scenario.name, "not in the data set", nearest(scenario.name, names)
+            )
+    left = sorted(set(names) - {scenario.name for scenario in tuned})
+    if left:
+        log.warning("not in the scenario file, so judged untuned: %s", ", ".join(left))
+    return list(with_replaced(dataset.scenarios, tuned))
 
 
 def probe_scenario(

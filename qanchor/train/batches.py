@@ -4,12 +4,13 @@ Legend as in qanchor.towers.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from qanchor.bundle.packing import FloatArray, PromptTable
 from qanchor.data.prefix import PrefixTokens
 from qanchor.towers import PAD_SEGMENT, AnchorBatch
 from qanchor.train.corpus import IntArray, PrefixCorpus
@@ -24,6 +25,8 @@ class Segment:
 
     query: tuple[int, ...]
     answer: tuple[int, ...] = ()
+    prompt_rows_RD: FloatArray | None = field(default=None, compare=False)
+    """Soft prompt between query and <USER_EMB>; one array object for all segments that share it."""
 
 
 def anchor_batch(
@@ -36,12 +39,14 @@ def anchor_batch(
     layouts = [corpus.layout(user) for user in users]
     rows = [corpus.event_rows(layout, user) for layout, user in zip(layouts, users, strict=True)]
     texts, event_rows = _distinct_texts(rows, corpus)
+    prompts = PromptTable()
     suffix = [
-        _pack(list(items), len(layout), corpus.tokens)
+        _pack(list(items), len(layout), corpus.tokens, prompts)
         for items, layout in zip(segments, layouts, strict=True)
     ]
     emb = [(user, column) for user, packed in enumerate(suffix) for column in packed.emb_columns]
     known = corpus.event_vectors
+    has_prompts = any(packed.prompt_index.any() for packed in suffix)
     return AnchorBatch(
         event_token_ids_NT=torch.from_numpy(corpus.padded_texts(texts)),
         prefix_token_ids_BP=_stack([layout.token_ids_P for layout in layouts], 0),
@@ -55,6 +60,8 @@ def anchor_batch(
         emb_user_Q=torch.tensor([user for user, _ in emb], dtype=torch.long),
         emb_column_Q=torch.tensor([column for _, column in emb], dtype=torch.long),
         event_vectors_NE=None if known is None else torch.from_numpy(known[texts]),
+        prompt_index_BS=_stack([p.prompt_index for p in suffix], 0) if has_prompts else None,
+        prompt_rows_RD=torch.from_numpy(prompts.rows_KD(0)) if has_prompts else None,
     )
 
 
@@ -82,29 +89,40 @@ class _Packed:
     segment: IntArray
     position: IntArray
     labels: IntArray
+    prompt_index: IntArray
     emb_columns: list[int]
 
 
-def _pack(segments: list[Segment], prefix_len: int, tokens: PrefixTokens) -> _Packed:
-    """[query, <USER_EMB>, answer] per segment; eos is only ever a label, never an input."""
+def _pack(
+    segments: list[Segment], prefix_len: int, tokens: PrefixTokens, prompts: PromptTable
+) -> _Packed:
+    """[query, soft prompt, <USER_EMB>, answer] per segment; eos is a label, never an input."""
     ids: list[int] = []
     numbers: list[int] = []
     positions: list[int] = []
     labels: list[int] = []
+    prompt_index: list[int] = []
     emb_columns: list[int] = []
     for number, segment in enumerate(segments):
-        here = [*segment.query, tokens.user_emb, *segment.answer]
-        emb_columns.append(len(ids) + len(segment.query))
+        num_rows = 0 if segment.prompt_rows_RD is None else len(segment.prompt_rows_RD)
+        first_row = prompts.first_row(segment.prompt_rows_RD)
+        before = [*segment.query, *[tokens.pad] * num_rows]
+        here = [*before, tokens.user_emb, *segment.answer]
+        emb_columns.append(len(ids) + len(before))
+        prompt_index.extend([0] * len(segment.query))
+        prompt_index.extend(range(first_row, first_row + num_rows))
+        prompt_index.extend([0] * (1 + len(segment.answer)))
         ids.extend(here)
         numbers.extend([number] * len(here))
         positions.extend(range(prefix_len, prefix_len + len(here)))
         targets = [*segment.answer, tokens.eos] if segment.answer else [NO_LABEL]
-        labels.extend([NO_LABEL] * len(segment.query) + targets)
+        labels.extend([NO_LABEL] * len(before) + targets)
     return _Packed(
         token_ids=np.array(ids, dtype=np.int64),
         segment=np.array(numbers, dtype=np.int64),
         position=np.array(positions, dtype=np.int64),
         labels=np.array(labels, dtype=np.int64),
+        prompt_index=np.array(prompt_index, dtype=np.int64),
         emb_columns=emb_columns,
     )
 

@@ -7,12 +7,10 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
-from qanchor.bundle.packing import SuffixQuery
+from qanchor.bundle.packing import SuffixQuery, scenario_suffix
 from qanchor.bundle.reader import Bundle
 from qanchor.config import Scenario, nearest
-from qanchor.errors import BundleError, InvalidInput
+from qanchor.errors import BundleError, ConfigError, InvalidInput
 
 MAX_CHARS_PER_TOKEN = 64
 
@@ -85,16 +83,11 @@ class Resolver:
         return resolved
 
     def _resolve_scenario(self, scenario: Scenario) -> ResolvedQuery:
-        rows_KD = None
         manifest = self._bundle.manifest
-        if scenario.soft_prompt:
-            rows_KD = np.array(scenario.soft_prompt, dtype=np.float32)
-            if rows_KD.shape[1] != manifest.dims.hidden_dim:
-                raise BundleError(
-                    f"scenario {scenario.name!r}: soft-prompt rows of {rows_KD.shape[1]} numbers, "
-                    f"the model's hidden_dim is {manifest.dims.hidden_dim}; tune it again"
-                )
-        suffix = SuffixQuery(tuple(self._bundle.encode_query(scenario.question)), rows_KD)
+        try:
+            suffix = scenario_suffix(scenario, self._bundle.encode_query, manifest.dims.hidden_dim)
+        except ConfigError as error:
+            raise BundleError(f"scenario {scenario.name!r}: {error}") from None
         if suffix.suffix_len > manifest.limits.max_query_len:
             raise BundleError(
                 f"scenario {scenario.name!r}: {suffix.suffix_len} suffix tokens, limits allow "

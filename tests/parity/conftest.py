@@ -32,7 +32,9 @@ def source() -> ExportSource:
     """3 layers, 4 query heads over 2 KV heads of width 10, hidden width 36."""
     made = random_source(TINY, SCHEMA)
     prompt = tuple(tuple(0.1 * (row + column) for column in range(36)) for row in range(2))
-    scenario = Scenario(name="travel", question="Will the user travel?", soft_prompt=prompt)
+    question = "Will the user travel?"
+    tuned = Scenario(name="travel", question=question, soft_prompt=prompt)
+    compiled = Scenario(name="short", question=question, soft_prompt=prompt, is_compiled=True)
     return ExportSource(
         model=made.model,
         recipe=made.recipe,
@@ -40,7 +42,7 @@ def source() -> ExportSource:
         tokens=made.tokens,
         tokenizer=made.tokenizer,
         event_tokenizer=made.event_tokenizer,
-        scenarios=(scenario,),
+        scenarios=(tuned, compiled),
         max_query_len=made.max_query_len,
     )
 

@@ -25,6 +25,7 @@ EQUALITIES = (
     "anchor tower = ONNX Runtime",
     "one full pass = prefix + suffix",
     "one full pass, soft prompts",
+    "one full pass, the bundle's scenarios",
 )
 
 

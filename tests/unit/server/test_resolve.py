@@ -28,6 +28,15 @@ def test_a_scenario_is_its_question_in_the_template_and_its_soft_prompt(resolver
     assert tuned.suffix.prompt_rows_KD.tolist() == [[1, 2, 3], [4, 0, 0]]
 
 
+def test_a_compiled_scenario_sends_no_text() -> None:
+    rows = ((1.0, 2.0, 3.0), (4.0, 0.0, 0.0))
+    compiled = Scenario(name="x", question="tea " * 10, soft_prompt=rows, is_compiled=True)
+    resolver = Resolver(with_scenario(compiled), max_cached_queries=1)
+    suffix = resolver.scenario("x", "q").suffix
+    assert suffix.token_ids == ()
+    assert suffix.suffix_len == 3
+
+
 def test_an_unknown_scenario_names_the_nearest_one(resolver: Resolver) -> None:
     with pytest.raises(InvalidInput, match="did you mean 'coffee_fan'") as caught:
         resolver.scenario("cofee_fan", "queries[1].scenario")

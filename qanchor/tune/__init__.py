@@ -1,0 +1,1 @@
+"""Soft prompts behind frozen weights: tuned scenarios, Q-Anchor Eq. (7), and compiled ones."""

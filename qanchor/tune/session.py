@@ -1,0 +1,230 @@
+"""Tuning or compiling several scenarios of a data set behind one prefix cache, and what is written.
+
+`OUT` is the scenario file; `OUT` with the ending `.report.json` says how it went: settings,
+environment, quality per scenario, positions computed and saved.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from qanchor import config
+from qanchor.bundle.packing import scenario_suffix
+from qanchor.bundle.scenario_file import (
+    ScenarioFile,
+    check_fits,
+    read_scenario_file,
+    with_replaced,
+)
+from qanchor.checkpoint import Checkpoint, checkpoint_id
+from qanchor.config import Config, Scenario, nearest
+from qanchor.data.dataset import LABELS_FILE, Dataset
+from qanchor.environment import Environment, environment
+from qanchor.errors import ConfigError
+from qanchor.tune.compiling import CompileReport, compile_scenario
+from qanchor.tune.config import CompileConfig, TuneConfig
+from qanchor.tune.suffix_pass import SuffixPass
+from qanchor.tune.tuning import TuneReport, tune_scenario
+from qanchor.tune.users import CachedUsers, cache_users, labelled_rows
+
+
+class Reuse(Config, frozen=True, kw_only=True):
+    """Token positions of all forward passes, and what keeping the prefixes saved."""
+
+    prefix_positions: int
+    """Encoded once."""
+    suffix_positions: int
+    positions_without_reuse: int
+    """Had every pass run its users' prefixes again."""
+    times_fewer: float
+    cache_bytes: int
+    cache_bytes_per_user: int
+
+
+class TuneSession(Config, frozen=True, kw_only=True):
+    """What stands beside the scenario file of `qanchor tune`."""
+
+    scenario_file: str
+    dataset: str
+    checkpoint_id: str
+    settings: TuneConfig
+    environment: Environment
+    reuse: Reuse
+    scenarios: tuple[TuneReport, ...]
+
+
+class CompileSession(Config, frozen=True, kw_only=True):
+    """What stands beside the scenario file of `qanchor compile`."""
+
+    scenario_file: str
+    dataset: str
+    checkpoint_id: str
+    settings: CompileConfig
+    environment: Environment
+    reuse: Reuse
+    scenarios: tuple[CompileReport, ...]
+
+
+def tune(
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    names: Sequence[str],
+    out: Path,
+    settings: TuneConfig,
+) -> TuneSession:
+    """Tune scenarios of the data set, write scenario file and report, return the report.
+
+    An existing file of the same checkpoint is extended. Raises ConfigError for an unknown name or
+    a file of another checkpoint, DataError for labels that cannot be learnt from.
+    """
+    earlier = _earlier(out, checkpoint)
+    chosen = _chosen(dataset.scenarios, names)
+    users = cache_users(checkpoint, dataset, _labelled_users(dataset, chosen), settings)
+    passes = _passes(checkpoint, users)
+    temperature = settings.temperature or checkpoint.meta.recipe.loss.temperature
+    made, reports = [], []
+    for scenario in chosen:
+        tuned, quality = tune_scenario(
+            passes,
+            _newest(scenario, earlier),
+            checkpoint.encode_query(scenario.question),
+            labelled_rows(dataset, scenario.name, users),
+            settings,
+            temperature,
+        )
+        made.append(tuned)
+        reports.append(quality)
+    file = _write(out, checkpoint, dataset, with_replaced(earlier.values(), made))
+    report = TuneSession(
+        scenario_file=str(out),
+        dataset=dataset.name,
+        checkpoint_id=file.checkpoint_id,
+        settings=settings,
+        environment=environment(),
+        reuse=_reuse(passes),
+        scenarios=tuple(reports),
+    )
+    config.save(report, report_path(out))
+    return report
+
+
+def compile_all(
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    names: Sequence[str],
+    out: Path,
+    settings: CompileConfig,
+    *,
+    scenarios: Sequence[Scenario] = (),
+) -> CompileSession:
+    """Compile scenarios, write scenario file and report, return the report.
+
+    `scenarios` take the place of the data set's of the same name, so that tuned ones can be
+    compiled. Labels are only read for the probes of the report. Errors as for `tune`.
+    """
+    earlier = _earlier(out, checkpoint)
+    chosen = _chosen(with_replaced(dataset.scenarios, scenarios), names)
+    everyone = {split: dataset.user_ids(split) for split in ("train", "valid")}
+    users = cache_users(checkpoint, dataset, everyone, settings)
+    passes = _passes(checkpoint, users)
+    has_labels = (dataset.path / LABELS_FILE).is_file()
+    known = {scenario.name for scenario in dataset.scenarios}
+    made, reports = [], []
+    for scenario in chosen:
+        is_judged = has_labels and scenario.name in known
+        compiled, quality = compile_scenario(
+            passes,
+            _newest(scenario, earlier),
+            scenario_suffix(scenario, checkpoint.encode_query, checkpoint.hidden_dim),
+            users,
+            labelled_rows(dataset, scenario.name, users) if is_judged else None,
+            settings,
+        )
+        made.append(compiled)
+        reports.append(quality)
+    file = _write(out, checkpoint, dataset, with_replaced(earlier.values(), made))
+    report = CompileSession(
+        scenario_file=str(out),
+        dataset=dataset.name,
+        checkpoint_id=file.checkpoint_id,
+        settings=settings,
+        environment=environment(),
+        reuse=_reuse(passes),
+        scenarios=tuple(reports),
+    )
+    config.save(report, report_path(out))
+    return report
+
+
+def report_path(out: Path) -> Path:
+    """Where the report of a scenario file lies."""
+    return out.with_suffix(".report.json")
+
+
+def _earlier(out: Path, checkpoint: Checkpoint) -> dict[str, Scenario]:
+    """Scenarios of a file that is there already, by name. Checked before any work is done."""
+    if not out.is_file():
+        return {}
+    file = read_scenario_file(out)
+    check_fits(file, checkpoint_id(checkpoint), checkpoint.hidden_dim)
+    return {scenario.name: scenario for scenario in file.scenarios}
+
+
+def _chosen(known: Sequence[Scenario], names: Sequence[str]) -> list[Scenario]:
+    """The scenarios of these names; all for no name."""
+    by_name = {scenario.name: scenario for scenario in known}
+    for name in names:
+        if name not in by_name:
+            raise ConfigError("--scenario", name, "no such scenario", nearest(name, list(by_name)))
+    if not by_name:
+        raise ConfigError("dataset", 0, "the data set has no scenarios", "add scenarios.json")
+    return [by_name[name] for name in names or by_name]
+
+
+def _newest(scenario: Scenario, earlier: Mapping[str, Scenario]) -> Scenario:
+    """The scenario with the highest version known, so that the next one is above it."""
+    known = earlier.get(scenario.name, scenario)
+    return msgspec.structs.replace(scenario, version=max(scenario.version, known.version))
+
+
+def _labelled_users(dataset: Dataset, scenarios: Sequence[Scenario]) -> dict[str, list[str]]:
+    """Train and valid users that have a label for any of the scenarios."""
+    labelled = {user for scenario in scenarios for user in dataset.labels(scenario.name)[0]}
+    return {
+        split: [user for user in dataset.user_ids(split) if user in labelled]
+        for split in ("train", "valid")
+    }
+
+
+def _passes(checkpoint: Checkpoint, users: CachedUsers) -> SuffixPass:
+    return SuffixPass(checkpoint.model, users.cache, checkpoint.meta.tokens.user_emb)
+
+
+def _write(
+    out: Path, checkpoint: Checkpoint, dataset: Dataset, scenarios: tuple[Scenario, ...]
+) -> ScenarioFile:
+    file = ScenarioFile(
+        checkpoint_id=checkpoint_id(checkpoint),
+        hidden_dim=checkpoint.hidden_dim,
+        dataset=dataset.name,
+        scenarios=scenarios,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # A server may be reading: the file changes in one step.
+    staging = out.with_name(out.name + ".partial")
+    config.save(file, staging)
+    staging.replace(out)
+    return file
+
+
+def _reuse(passes: SuffixPass) -> Reuse:
+    positions, cache = passes.positions, passes.cache
+    return Reuse(
+        prefix_positions=positions.num_prefix,
+        suffix_positions=positions.num_suffix,
+        positions_without_reuse=positions.num_reused + positions.num_suffix,
+        times_fewer=round(positions.times_fewer, 2),
+        cache_bytes=cache.num_bytes,
+        cache_bytes_per_user=cache.num_bytes // len(cache.kv),
+    )
