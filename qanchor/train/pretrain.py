@@ -29,6 +29,7 @@ from qanchor.data.dataset import Dataset
 from qanchor.errors import ConfigError
 from qanchor.losses import LossConfig, contrastive_loss, next_token_loss
 from qanchor.towers import QAnchorModel
+from qanchor.train.allocator import keep_freed_memory
 from qanchor.train.batches import Segment, anchor_batch, answer_batch
 from qanchor.train.recipes import Recipe, TrainConfig
 from qanchor.train.setup import Material, batch_order, material, prepare, render_users
@@ -60,7 +61,7 @@ def pretrain(recipe: Recipe, dataset: Dataset, triples_path: Path, run_dir: Path
         raise ConfigError(
             "run directory", str(run_dir), "already holds a run", "resume it or choose another"
         )
-    _set_threads(recipe.train)
+    _settle(recipe.train)
     checkpoint, data = prepare(recipe, dataset, triples_path)
     run_dir.mkdir(parents=True, exist_ok=True)
     config.save(recipe, run_dir / RECIPE_FILE)
@@ -76,7 +77,7 @@ def resume(dataset: Dataset, triples_path: Path, run_dir: Path) -> Path:
     latest = run_dir / LATEST
     start = latest if latest.exists() else run_dir / UNTRAINED
     checkpoint = load_checkpoint(start)
-    _set_threads(checkpoint.meta.recipe.train)
+    _settle(checkpoint.meta.recipe.train)
     rendered = render_users(dataset, dataset.user_ids("train"))
     trainer = Trainer(checkpoint, material(checkpoint, rendered, triples_path), run_dir)
     if latest.exists():
@@ -256,5 +257,7 @@ def _forget_metrics_after(path: Path, step: int) -> None:
         path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:step]))
 
 
-def _set_threads(train: TrainConfig) -> None:
+def _settle(train: TrainConfig) -> None:
+    """Process-wide settings of a run."""
+    keep_freed_memory()
     torch.set_num_threads(train.num_threads or os.cpu_count() or 1)
