@@ -53,12 +53,18 @@ def stored_texts(output: Path) -> set[str]:
     return texts
 
 
+def hold_from(endpoint: FakeEndpoint, number: int) -> None:
+    """No reply from this request on: the process cannot end before it is stopped."""
+    endpoint.misbehave = lambda asked: Said(delay_s=600) if asked.number >= number else None
+
+
 def test_killed_and_started_again_it_asks_nothing_twice(
     wallet: Dataset, endpoint: FakeEndpoint, tmp_path: Path
 ) -> None:
     """Each reply of the fake model is its own, so a stored text names the request it answers."""
     variables = {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": endpoint.url, "OPENAI_MODEL": "m"}
     endpoint.delay_s = 0.05
+    hold_from(endpoint, 16)
     process = subprocess.Popen(
         command(wallet, tmp_path / "killed"),
         env=environment(**variables),
@@ -72,6 +78,7 @@ def test_killed_and_started_again_it_asks_nothing_twice(
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+    endpoint.misbehave = lambda asked: None
     assert not (tmp_path / "killed/triples.parquet").exists()
     asked_before = [asked.body for asked in endpoint.asked]
     texts = stored_texts(tmp_path / "killed")
@@ -176,7 +183,7 @@ def test_the_exit_code_tells_how_it_ended(
 def test_interrupted_it_says_how_to_go_on(
     wallet: Dataset, endpoint: FakeEndpoint, tmp_path: Path
 ) -> None:
-    endpoint.delay_s = 0.3
+    hold_from(endpoint, 2)
     process = subprocess.Popen(
         command(wallet, tmp_path, "--model", "m", "--base-url", endpoint.url),
         env=environment(OPENAI_API_KEY=KEY),
