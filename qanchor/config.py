@@ -4,6 +4,7 @@ Every type is a frozen struct: an unknown key or a wrong type is a `ConfigError`
 nearest valid key. `save` writes the resolved form beside every checkpoint, bundle and result.
 """
 
+import argparse
 import difflib
 import re
 from pathlib import Path
@@ -158,6 +159,18 @@ def to_json(value: Any) -> bytes:
 def save(value: Any, path: Path) -> None:
     """Write `to_json(value)` to `path`."""
     path.write_bytes(to_json(value))
+
+
+def add_set_argument(parser: argparse.ArgumentParser, examples: str) -> None:
+    """Add `--set PATH=VALUE`, repeatable; `args.assignments` is then what `override` takes."""
+    parser.add_argument(
+        "--set",
+        dest="assignments",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help=f"override a field, e.g. {examples}",
+    )
 
 
 def override(config: T, assignments: list[str]) -> T:

@@ -31,9 +31,10 @@ class AnchorBatch:
     the user, -1 is padding;
     `position_BS`: absolute RoPE positions. `labels_BS`: next answer token where one is to be
     predicted, else -100. `emb_user_Q`, `emb_column_Q`: user and suffix column of each <USER_EMB>.
-    `event_vectors_NE` (float32): the texts' event vectors where they are known already; the texts
-    themselves are then not read. `prompt_rows_RD` (float32), `prompt_index_BS`: soft-prompt rows,
-    and their numbers, from 1, where they stand in place of tokens, else 0; both or none.
+    `event_vectors_NE` (float32): the texts' event vectors where they are known already; there
+    are then no texts (N = 0 in `event_token_ids_NT`). `prompt_rows_RD` (float32),
+    `prompt_index_BS`: soft-prompt rows, and their numbers, from 1, where they stand in place of
+    tokens, else 0; both or none.
     """
 
     event_token_ids_NT: Tensor

@@ -15,5 +15,8 @@ def real_data() -> Path:
     """The directory of real data sets, from QANCHOR_DATA."""
     directory = os.environ.get("QANCHOR_DATA")
     if not directory:
-        pytest.skip("QANCHOR_DATA names no directory of real data sets")
+        pytest.skip("real data: set QANCHOR_DATA to a directory that holds oulad/")
+    if not Path(directory).is_dir():
+        # A misspelt path must not pass for "no data here".
+        pytest.fail(f"QANCHOR_DATA={directory!r} is no directory")
     return Path(directory)

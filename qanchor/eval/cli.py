@@ -48,7 +48,9 @@ def run(args: argparse.Namespace) -> int:
     from qanchor.checkpoint import checkpoint_id, load_checkpoint
     from qanchor.data.dataset import open_dataset
     from qanchor.eval.evaluate import evaluate, markdown_table, untrained_beside
+    from qanchor.train.allocator import keep_freed_memory
 
+    keep_freed_memory()
     main = load_checkpoint(args.checkpoint)
     checkpoints = {"Q-Anchor": main}
     tuned: tuple[Scenario, ...] = ()

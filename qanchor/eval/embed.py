@@ -13,7 +13,6 @@ from tqdm import tqdm
 from qanchor.bundle.packing import scenario_suffix
 from qanchor.checkpoint import Checkpoint
 from qanchor.config import Scenario
-from qanchor.train.allocator import keep_freed_memory
 from qanchor.train.batches import Segment, anchor_batch
 from qanchor.train.corpus import RenderedCorpus
 from qanchor.train.event_vectors import with_event_vectors
@@ -31,7 +30,6 @@ def embed_users(
     A text is asked as it stands, a scenario with its soft prompt. Raises ConfigError for a soft
     prompt of another width than the decoder's.
     """
-    keep_freed_memory()
     checkpoint.model.eval()
     corpus = with_event_vectors(tokenized(checkpoint, rendered), checkpoint.model.event_encoder)
     segments = [segment_of(checkpoint, query) for query in queries]

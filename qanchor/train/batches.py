@@ -46,9 +46,10 @@ def anchor_batch(
     ]
     emb = [(user, column) for user, packed in enumerate(suffix) for column in packed.emb_columns]
     known = corpus.event_vectors
+    to_encode = texts if known is None else texts[:0]
     has_prompts = any(packed.prompt_index.any() for packed in suffix)
     return AnchorBatch(
-        event_token_ids_NT=torch.from_numpy(corpus.padded_texts(texts)),
+        event_token_ids_NT=torch.from_numpy(corpus.padded_texts(to_encode)),
         prefix_token_ids_BP=_stack([layout.token_ids_P for layout in layouts], 0),
         adapter_BP=_stack([layout.adapter_P for layout in layouts], 0),
         event_row_BP=_stack(event_rows, 0),

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from qanchor.config import add_set_argument
+
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Register `qanchor pretrain`."""
@@ -20,14 +22,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--recipe", default="mini", help="mini (2 CPU cores) or qwen2.5-0.5b")
     parser.add_argument("--triples", type=Path, help="Parquet of (user_id, query, answer)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in RUN")
-    parser.add_argument(
-        "--set",
-        dest="assignments",
-        action="append",
-        default=[],
-        metavar="PATH=VALUE",
-        help="override a recipe field, e.g. --set train.steps=200 --set loss.margin=null",
-    )
+    add_set_argument(parser, "--set train.steps=200 --set loss.margin=null")
     parser.set_defaults(run=run)
 
 

@@ -4,12 +4,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qanchor.config import add_set_argument
+
 if TYPE_CHECKING:
     from qanchor.checkpoint import Checkpoint
     from qanchor.config import Scenario
     from qanchor.data.dataset import Dataset
     from qanchor.tune.compiling import CompileReport
-    from qanchor.tune.session import Reuse
+    from qanchor.tune.scenarios import Reuse
 
 _TUNE_HELP = """\
 Cluster-based soft prompt tuning: per scenario a few vectors between query and <USER_EMB> and one
@@ -71,15 +73,7 @@ def _verb(
         "--scenario", dest="names", action="append", metavar="NAME", help="may be repeated"
     )
     which.add_argument("--all", action="store_true", help="every scenario of the data set")
-    parser.add_argument(
-        "--set",
-        dest="assignments",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="override a setting, e.g. --set steps=200 --set max_train_users=1000 "
-        "(all of them: qanchor/tune/config.py)",
-    )
+    add_set_argument(parser, "--set steps=200 --set max_train_users=1000 (qanchor/tune/config.py)")
     return parser
 
 
@@ -89,7 +83,7 @@ def run_tune(args: argparse.Namespace) -> int:
 
     from qanchor.config import override
     from qanchor.tune.config import TuneConfig
-    from qanchor.tune.session import tune
+    from qanchor.tune.scenarios import tune
 
     settings = override(TuneConfig(), args.assignments)
     summary = tune(*_opened(args), args.names or [], args.out, settings)
@@ -111,7 +105,7 @@ def run_compile(args: argparse.Namespace) -> int:
     from qanchor.checkpoint import checkpoint_id
     from qanchor.config import override
     from qanchor.tune.config import CompileConfig
-    from qanchor.tune.session import compile_all
+    from qanchor.tune.scenarios import compile_all
 
     settings = override(CompileConfig(), args.assignments)
     checkpoint, dataset = _opened(args)
@@ -152,7 +146,9 @@ def _opened(args: argparse.Namespace) -> "tuple[Checkpoint, Dataset]":
 
     from qanchor.checkpoint import load_checkpoint
     from qanchor.data.dataset import open_dataset
+    from qanchor.train.allocator import keep_freed_memory
 
+    keep_freed_memory()
     checkpoint = load_checkpoint(args.checkpoint)
     checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
     return checkpoint, open_dataset(args.dataset)

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from qanchor.config import add_set_argument
+
 _DESCRIPTION = """\
 Writes UserU question-answering triples (D_uqa) of a data set's train users, in three steps per
 user: pick the 10 topics the profile says most about, draft a question and an answer to each,
@@ -61,14 +63,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("--max-users", type=int, metavar="N", help="only the first N, to try")
     parser.add_argument("--config", type=Path, help="JSON or TOML; fields as in config.json")
-    parser.add_argument(
-        "--set",
-        dest="assignments",
-        action="append",
-        default=[],
-        metavar="PATH=VALUE",
-        help="override a field, e.g. --set endpoint.concurrency=4 --set budget.max_tokens=1000000",
-    )
+    add_set_argument(parser, "--set endpoint.concurrency=4 --set budget.max_tokens=1000000")
     parser.set_defaults(run=run)
 
 

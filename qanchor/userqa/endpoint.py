@@ -7,7 +7,6 @@ client takes any. The key lives in the environment and in memory, nowhere else.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import msgspec
@@ -82,7 +81,7 @@ class _Completion(msgspec.Struct):
 
 
 class Endpoint:
-    """A client; use as `async with`."""
+    """A client; use as `async with aclosing(Endpoint(...))`."""
 
     def __init__(self, address: Address, config: EndpointConfig) -> None:
         """Raises ConfigError if the package openai is missing."""
@@ -101,15 +100,8 @@ class Endpoint:
             timeout=config.timeout_seconds,
         )
 
-    async def __aenter__(self) -> "Endpoint":
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def aclose(self) -> None:
+        """Close the client's connections."""
         await self._client.close()
 
     def options(self) -> dict[str, Any]:

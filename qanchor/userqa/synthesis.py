@@ -69,7 +69,7 @@ async def synthesise(
         try:
             # Not before the store has let this run in: another one may be at work here.
             save(_resolved(config, address), output / CONFIG_FILE)
-            async with Endpoint(address, config.endpoint) as endpoint:
+            async with aclosing(Endpoint(address, config.endpoint)) as endpoint:
                 asking = Asking(endpoint, store, budget, tally, config.endpoint)
                 model = LanguageModelAuthor(asking, pool, dataset.schema, config)
                 run = _Run(dataset, config, model, tally, budget)

@@ -40,13 +40,7 @@ def add_parser(subparsers: Any) -> None:
         help="memory for encoded users; more keeps more users warm, evicted ones are encoded "
         f"again from the store (default {defaults.kv_pool_bytes})",
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="any other setting of ServerConfig, e.g. max_queue=256",
-    )
+    config.add_set_argument(parser, "--set max_queue=256 (all: server/qanchor_server/config.py)")
     parser.add_argument("--port-file", type=Path, help="file that gets the bound port when ready")
     parser.set_defaults(run=run)
 
@@ -75,4 +69,4 @@ def settings_of(args: argparse.Namespace) -> ServerConfig:
         if getattr(args, name) is not None
     }
     assignments = [f"{name}={value}" for name, value in flags.items()]
-    return config.override(settings, assignments + args.set)
+    return config.override(settings, assignments + args.assignments)

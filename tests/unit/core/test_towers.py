@@ -38,12 +38,17 @@ def test_packed_queries_of_many_users_equal_each_query_alone(
     assert (together - alone).abs().max() < 1e-5
 
 
-def test_event_vectors_made_ahead_change_nothing(
-    checkpoint: Checkpoint, corpus: PrefixCorpus
+def test_event_vectors_made_ahead_stand_in_for_the_encoder(
+    checkpoint: Checkpoint, corpus: PrefixCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ahead = with_event_vectors(corpus, checkpoint.model.event_encoder)
     users, segments = list(range(NUM_USERS)), [segments_of(checkpoint)] * NUM_USERS
     fresh = anchors(checkpoint, corpus, users, segments)
+
+    def encode_again(*_: object) -> None:
+        pytest.fail("the texts were encoded again")
+
+    monkeypatch.setattr(checkpoint.model.event_encoder, "in_pieces", encode_again)
     assert (anchors(checkpoint, ahead, users, segments) - fresh).abs().max() < 1e-5
 
 

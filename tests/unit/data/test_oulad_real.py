@@ -14,7 +14,7 @@ from qanchor.data.render import render_profile
 def oulad(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data set, imported and thereby validated."""
     if not (real_data / "oulad" / "events.parquet").is_file():
-        pytest.skip("QANCHOR_DATA has no oulad/events.parquet")
+        pytest.skip(f"real data: no oulad/events.parquet in QANCHOR_DATA={real_data}")
     return import_oulad(real_data / "oulad", tmp_path_factory.mktemp("data") / "oulad")
 
 

@@ -6,6 +6,7 @@ environment, quality per scenario, positions computed and saved.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -42,27 +43,27 @@ class Reuse(Config, frozen=True, kw_only=True):
     cache_bytes_per_user: int
 
 
-class TuneSession(Config, frozen=True, kw_only=True):
-    """What stands beside the scenario file of `qanchor tune`."""
+class _Summary(Config, frozen=True, kw_only=True):
+    """What stands beside a scenario file."""
 
     scenario_file: str
     dataset: str
     checkpoint_id: str
-    settings: TuneConfig
     environment: Environment
     reuse: Reuse
+
+
+class TuneSummary(_Summary, frozen=True, kw_only=True):
+    """How `qanchor tune` went."""
+
+    settings: TuneConfig
     scenarios: tuple[TuneReport, ...]
 
 
-class CompileSession(Config, frozen=True, kw_only=True):
-    """What stands beside the scenario file of `qanchor compile`."""
+class CompileSummary(_Summary, frozen=True, kw_only=True):
+    """How `qanchor compile` went."""
 
-    scenario_file: str
-    dataset: str
-    checkpoint_id: str
     settings: CompileConfig
-    environment: Environment
-    reuse: Reuse
     scenarios: tuple[CompileReport, ...]
 
 
@@ -72,8 +73,8 @@ def tune(
     names: Sequence[str],
     out: Path,
     settings: TuneConfig,
-) -> TuneSession:
-    """Tune scenarios of the data set, write scenario file and report, return the report.
+) -> TuneSummary:
+    """Tune scenarios of the data set, write scenario file and report, return the summary.
 
     An existing file of the same checkpoint is extended. Raises ConfigError for an unknown name or
     a file of another checkpoint, DataError for labels that cannot be learnt from.
@@ -95,18 +96,13 @@ def tune(
         )
         made.append(tuned)
         reports.append(quality)
-    file = _write(out, checkpoint, dataset, with_replaced(earlier.values(), made))
-    report = TuneSession(
-        scenario_file=str(out),
-        dataset=dataset.name,
-        checkpoint_id=file.checkpoint_id,
+    summary = TuneSummary(
+        **_written(out, checkpoint, dataset, with_replaced(earlier.values(), made), passes),
         settings=settings,
-        environment=environment(),
-        reuse=_reuse(passes),
         scenarios=tuple(reports),
     )
-    config.save(report, report_path(out))
-    return report
+    config.save(summary, report_path(out))
+    return summary
 
 
 def compile_all(
@@ -117,8 +113,8 @@ def compile_all(
     settings: CompileConfig,
     *,
     scenarios: Sequence[Scenario] = (),
-) -> CompileSession:
-    """Compile scenarios, write scenario file and report, return the report.
+) -> CompileSummary:
+    """Compile scenarios, write scenario file and report, return the summary.
 
     `scenarios` take the place of the data set's of the same name, so that tuned ones can be
     compiled. Labels are only read for the probes of the report. Errors as for `tune`.
@@ -143,18 +139,13 @@ def compile_all(
         )
         made.append(compiled)
         reports.append(quality)
-    file = _write(out, checkpoint, dataset, with_replaced(earlier.values(), made))
-    report = CompileSession(
-        scenario_file=str(out),
-        dataset=dataset.name,
-        checkpoint_id=file.checkpoint_id,
+    summary = CompileSummary(
+        **_written(out, checkpoint, dataset, with_replaced(earlier.values(), made), passes),
         settings=settings,
-        environment=environment(),
-        reuse=_reuse(passes),
         scenarios=tuple(reports),
     )
-    config.save(report, report_path(out))
-    return report
+    config.save(summary, report_path(out))
+    return summary
 
 
 def report_path(out: Path) -> Path:
@@ -201,11 +192,17 @@ def _passes(checkpoint: Checkpoint, users: CachedUsers) -> SuffixPass:
     return SuffixPass(checkpoint.model, users.cache, checkpoint.meta.tokens.user_emb)
 
 
-def _write(
-    out: Path, checkpoint: Checkpoint, dataset: Dataset, scenarios: tuple[Scenario, ...]
-) -> ScenarioFile:
+def _written(
+    out: Path,
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    scenarios: tuple[Scenario, ...],
+    passes: SuffixPass,
+) -> dict[str, Any]:
+    """Write the scenario file; what every summary says of it."""
+    content_id = checkpoint_id(checkpoint)
     file = ScenarioFile(
-        checkpoint_id=checkpoint_id(checkpoint),
+        checkpoint_id=content_id,
         hidden_dim=checkpoint.hidden_dim,
         dataset=dataset.name,
         scenarios=scenarios,
@@ -215,7 +212,13 @@ def _write(
     staging = out.with_name(out.name + ".partial")
     config.save(file, staging)
     staging.replace(out)
-    return file
+    return {
+        "scenario_file": str(out),
+        "dataset": dataset.name,
+        "checkpoint_id": content_id,
+        "environment": environment(),
+        "reuse": _reuse(passes),
+    }
 
 
 def _reuse(passes: SuffixPass) -> Reuse:
