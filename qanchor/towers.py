@@ -97,6 +97,12 @@ class QAnchorModel(nn.Module):
         decoder: PreTrainedModel = self.language_model.get_decoder()
         return decoder
 
+    def recompute_layers(self) -> None:
+        """From now on keep only each layer's input of a training pass (gradient checkpointing)."""
+        for part in (self.language_model, self.event_encoder.model):
+            # Reentrant checkpoints lose the gradient where a layer's input needs none.
+            part.gradient_checkpointing_enable({"use_reentrant": False})
+
     def embed_tokens(self, token_ids: Tensor) -> Tensor:
         """Input embeddings [..., D] of token ids [...]."""
         embeddings: Tensor = self.decoder.get_input_embeddings()(token_ids)

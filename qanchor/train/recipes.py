@@ -22,6 +22,10 @@ class TrainConfig(Config, frozen=True, kw_only=True):
 
     steps: int = 1000
     users_per_batch: int = 32
+    """Users of a step, all processes together: whose answers are each other's negatives."""
+    users_per_piece: int = 0
+    """Users whose activations a process holds at once; 0: its whole share of the batch. Smaller
+    pieces cost one more forward pass; losses and gradients stay those of the whole batch."""
     queries_per_user: int = 4
     """Triples per user and step; they share the user's prefix (pairs per step = product)."""
     learning_rate: float = 2e-4
@@ -30,6 +34,14 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     max_grad_norm: float = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
     """`bfloat16` runs the towers under autocast; weights, head and losses stay float32."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input and compute the rest again in the backward pass: a third more
+    time for a fraction of the activations."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: `ddp` a whole copy of the model on each process, `fsdp` a slice of it."""
+    tensorboard: bool = False
+    """Write RUN/tensorboard beside metrics.jsonl, which holds the same numbers and is what
+    everything else reads; hence off unless someone watches. Needs tensorboardX."""
     max_query_len: int = 48
     """Query tokens kept, template included, <USER_EMB> not counted."""
     max_answer_len: int = 96

@@ -19,6 +19,7 @@ from qanchor.train.centre import centre_adapters
 from qanchor.train.corpus import PrefixCorpus, RenderedCorpus, render_corpus, tokenize_corpus
 from qanchor.train.event_vectors import with_event_vectors
 from qanchor.train.recipes import Recipe
+from qanchor.train.source import InMemory
 from qanchor.train.triples import BatchOrder, UserTriples, load_triples, read_triple_texts
 
 TOKENIZER_SAMPLE = 200_000
@@ -85,10 +86,10 @@ def material(checkpoint: Checkpoint, rendered: RenderedCorpus, triples_path: Pat
     )
 
 
-def batch_order(recipe: Recipe, corpus: PrefixCorpus, triples: UserTriples) -> BatchOrder:
-    """The deterministic visiting order of `triples` under a recipe."""
+def batch_source(recipe: Recipe, corpus: PrefixCorpus, triples: UserTriples) -> InMemory:
+    """The batches of `triples` in the deterministic order of a recipe."""
     counts = triples.topic_counts
-    return BatchOrder(
+    order = BatchOrder(
         triples=triples,
         topic_share=counts / counts.sum(),
         prefix_lens=np.array([corpus.prefix_len(user) for user in triples.users]),
@@ -96,6 +97,7 @@ def batch_order(recipe: Recipe, corpus: PrefixCorpus, triples: UserTriples) -> B
         queries_per_user=recipe.train.queries_per_user,
         seed=recipe.train.seed,
     )
+    return InMemory(order, corpus)
 
 
 def _select(triples: UserTriples, entries: np.ndarray) -> UserTriples:
