@@ -100,8 +100,9 @@ class QAnchorModel(nn.Module):
     def recompute_layers(self) -> None:
         """From now on keep only each layer's input of a training pass (gradient checkpointing)."""
         for part in (self.language_model, self.event_encoder.model):
-            # Reentrant checkpoints lose the gradient where a layer's input needs none.
-            part.gradient_checkpointing_enable({"use_reentrant": False})
+            # transformers 5 renames it on the way; either keeps random states for the second time.
+            name = "activation_checkpointing_enable"
+            getattr(part, name if hasattr(part, name) else "gradient_checkpointing_enable")()
 
     def embed_tokens(self, token_ids: Tensor) -> Tensor:
         """Input embeddings [..., D] of token ids [...]."""

@@ -47,19 +47,18 @@ def _in_pieces(step: Step, pieces: list[Picked], *, is_masked: bool) -> StepLoss
         anchor_QZ, semantic_QZ, keys_Q, is_masked=is_masked
     )
     grads = _row_gradients(step.loss.contrastive_weight * contrastive, anchor_QZ, semantic_QZ)
-    num_pairs = [len(rows.answer_key_Q) for rows in first]
-    by_piece = zip(*(grad_QZ.split(num_pairs) for grad_QZ in grads), strict=True)
+    pairs = torch.arange(len(keys_Q)).split([len(rows.answer_key_Q) for rows in first])
     shares = step.token_shares([rows.num_tokens for rows in first])
     next_token = torch.zeros((), device=device)
-    for piece, state, share, (anchor_grad_QZ, semantic_grad_QZ) in zip(
-        pieces, states, shares, by_piece, strict=True
-    ):
+    for piece, state, share, pair in zip(pieces, states, shares, pairs, strict=True):
         set_random_state(device, state)
         rows = step.rows(piece)
         mean = rows.next_token * share
-        carried = (rows.anchor_QZ * anchor_grad_QZ).sum()
-        carried = carried + (rows.semantic_QZ * semantic_grad_QZ).sum()
-        (carried + step.loss.next_token_weight * mean).backward()
+        carried = step.loss.next_token_weight * mean
+        if grads is not None:
+            for rows_QZ, grad_QZ in zip((rows.anchor_QZ, rows.semantic_QZ), grads, strict=True):
+                carried = carried + (rows_QZ * grad_QZ[pair]).sum()
+        carried.backward()
         next_token += mean.detach()
     return StepLosses(
         contrastive.detach(),
@@ -84,9 +83,11 @@ def set_random_state(device: torch.device, states: list[Tensor]) -> None:
         torch.cuda.set_rng_state(states[1], device)
 
 
-def _row_gradients(loss: Tensor, anchor_QZ: Tensor, semantic_QZ: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients by row; zeros where the contrastive term is off."""
+def _row_gradients(
+    loss: Tensor, anchor_QZ: Tensor, semantic_QZ: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """Gradients by row; None where the contrastive term is off."""
     if not loss.requires_grad:
-        return torch.zeros_like(anchor_QZ), torch.zeros_like(semantic_QZ)
+        return None
     anchor_grad_QZ, semantic_grad_QZ = torch.autograd.grad(loss, (anchor_QZ, semantic_QZ))
     return anchor_grad_QZ, semantic_grad_QZ

@@ -6,7 +6,6 @@ checkpoint with the same losses to the bit (CPU, the same number of processes).
 """
 
 import logging
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from qanchor.towers import QAnchorModel
 from qanchor.train.allocator import keep_freed_memory
 from qanchor.train.distributed import Processes, alone
 from qanchor.train.gradient_cache import backward, random_state, set_random_state
+from qanchor.train.optimizer import build_optimizer, learning_rate
 from qanchor.train.parallel import Placement, Replicated
 from qanchor.train.recipes import Recipe, TrainConfig
 from qanchor.train.run_directory import (
@@ -38,11 +38,11 @@ from qanchor.train.run_directory import (
     save_newest,
 )
 from qanchor.train.scalars import Scalars
-from qanchor.train.setup import Material, batch_source, material, prepare, render_users
-from qanchor.train.source import BatchSource, Picked
+from qanchor.train.source import BatchSource, Picked, Sources
+from qanchor.train.sources import fresh_sources, mend_shards, sources_again
 from qanchor.train.step import Step, StepLosses
 
-__all__ = ["LATEST", "METRICS_FILE", "UNTRAINED", "Trainer", "learning_rate", "pretrain", "resume"]
+__all__ = ["LATEST", "METRICS_FILE", "UNTRAINED", "Trainer", "pretrain", "resume"]
 
 log = logging.getLogger(__name__)
 
@@ -68,16 +68,16 @@ def pretrain(
     processes.wait()
     _settle(recipe.train)
     if processes.is_first:
-        checkpoint, data = prepare(recipe, dataset, triples_path)
         run_dir.mkdir(parents=True, exist_ok=True)
+        checkpoint, sources = fresh_sources(recipe, dataset, triples_path, run_dir)
         config.save(recipe, run_dir / RECIPE_FILE)
         save_checkpoint(checkpoint, run_dir / UNTRAINED)
     processes.wait()
     if not processes.is_first:
         checkpoint = load_checkpoint(run_dir / UNTRAINED)
-        data = _material_again(checkpoint, dataset, triples_path)
+        sources = sources_again(checkpoint, dataset, triples_path, run_dir)
         _seed_apart(recipe.train.seed, processes)
-    trainer = Trainer(checkpoint, data, run_dir, processes)
+    trainer = Trainer(checkpoint, sources, run_dir, processes)
     trainer.save_start()
     return trainer.run()
 
@@ -93,9 +93,12 @@ def resume(
     start = newest(run_dir)
     checkpoint = load_checkpoint(start)
     _settle(checkpoint.meta.recipe.train)
-    data = _material_again(checkpoint, dataset, triples_path)
+    if processes.is_first:
+        mend_shards(checkpoint, dataset, triples_path, run_dir)
+    processes.wait()
+    sources = sources_again(checkpoint, dataset, triples_path, run_dir)
     _seed_apart(checkpoint.meta.recipe.train.seed, processes)
-    trainer = Trainer(checkpoint, data, run_dir, processes)
+    trainer = Trainer(checkpoint, sources, run_dir, processes)
     if (start / TRAINER_FILE).exists():
         trainer.restore(torch.load(start / TRAINER_FILE, weights_only=True))
     if processes.is_first:
@@ -107,17 +110,14 @@ class Trainer:
     """The optimisation loop of one run; state lives in model, optimizer and step alone."""
 
     def __init__(
-        self, checkpoint: Checkpoint, data: Material, run_dir: Path, processes: Processes
+        self, checkpoint: Checkpoint, sources: Sources, run_dir: Path, processes: Processes
     ) -> None:
         self.checkpoint = checkpoint
         self.run_dir = run_dir
         self.processes = processes
         self.recipe = checkpoint.meta.recipe
         self.number = checkpoint.meta.step
-        self.training = batch_source(self.recipe, data.corpus, data.training)
-        self.heldout = (
-            batch_source(self.recipe, data.corpus, data.heldout) if data.heldout.users else None
-        )
+        self.training, self.heldout = sources.training, sources.heldout
         train = self.recipe.train
         _check_shares(train, self.training, processes)
         if train.gradient_checkpointing:
@@ -130,11 +130,7 @@ class Trainer:
             users_per_piece=train.users_per_piece,
             processes=processes,
         )
-        self.optimizer = torch.optim.AdamW(
-            _parameter_groups(self.placement.model, train.weight_decay),
-            lr=train.learning_rate,
-            betas=(0.9, 0.98),
-        )
+        self.optimizer = build_optimizer(self.placement.model, train)
 
     def run(self) -> Path:
         """Train to the recipe's last step; returns the path of the newest checkpoint."""
@@ -253,23 +249,6 @@ class Trainer:
         }
 
 
-def learning_rate(step: int, train: TrainConfig) -> float:
-    """Linear warm-up, then cosine decay to a tenth of the peak at the last step."""
-    if step < train.warmup_steps:
-        return train.learning_rate * (step + 1) / train.warmup_steps
-    progress = (step - train.warmup_steps) / max(train.steps - train.warmup_steps, 1)
-    return train.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
-
-
-def _parameter_groups(model: QAnchorModel, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices decay; vectors (norms, biases) do not; frozen parameters are left out."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
 def _placement(model: QAnchorModel, train: TrainConfig, processes: Processes) -> Placement:
     if train.parallel == "ddp":
         return Replicated(model, processes)
@@ -297,12 +276,6 @@ def _check_shares(train: TrainConfig, training: BatchSource, processes: Processe
             f"must not exceed the {training.num_users} users to train on",
             "lower it, or train in one process",
         )
-
-
-def _material_again(checkpoint: Checkpoint, dataset: Dataset, triples_path: Path) -> Material:
-    """The material of a run whose tokenizers exist already."""
-    rendered = render_users(dataset, dataset.user_ids("train"))
-    return material(checkpoint, rendered, triples_path)
 
 
 def _seed_apart(seed: int, processes: Processes) -> None:

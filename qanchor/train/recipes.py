@@ -51,11 +51,32 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     that users differ from the start; 0 leaves their usual start. Not in the paper."""
     heldout_users: int = 256
     """Train users kept out of training to watch the loss and retrieval during it."""
+    shard_users: int = 0
+    """Users per shard of RUN/shards, of which a process holds two at a time; 0 holds all users in
+    memory. Batches are then drawn within a shard: take many times users_per_batch."""
     evaluate_every: int = 250
     checkpoint_every: int = 250
     num_threads: int = 0
     """Torch CPU threads; 0 takes all cores."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("users_per_piece", "shard_users"):
+            if getattr(self, name) < 0:
+                raise ConfigError(
+                    f"train.{name}", getattr(self, name), "must not be negative", "0 is off"
+                )
+        if self.users_per_batch < 1:
+            raise ConfigError(
+                "train.users_per_batch", self.users_per_batch, "must be at least 1", "e.g. 32"
+            )
+        if 0 < self.shard_users < self.users_per_batch:
+            raise ConfigError(
+                "train.shard_users",
+                self.shard_users,
+                f"must be 0 or at least users_per_batch={self.users_per_batch}",
+                "a batch lies within one shard",
+            )
 
 
 class Recipe(Config, frozen=True, kw_only=True):

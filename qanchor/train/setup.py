@@ -1,9 +1,11 @@
 """From a data set and a recipe to a step-0 checkpoint and tokenised training material."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from qanchor.checkpoint import Checkpoint, CheckpointMeta, build_model
@@ -18,7 +20,7 @@ from qanchor.tokenization import (
 from qanchor.train.centre import centre_adapters
 from qanchor.train.corpus import PrefixCorpus, RenderedCorpus, render_corpus, tokenize_corpus
 from qanchor.train.event_vectors import with_event_vectors
-from qanchor.train.recipes import Recipe
+from qanchor.train.recipes import Recipe, TrainConfig
 from qanchor.train.source import InMemory
 from qanchor.train.triples import BatchOrder, UserTriples, load_triples, read_triple_texts
 
@@ -41,24 +43,34 @@ def prepare(recipe: Recipe, dataset: Dataset, triples_path: Path) -> tuple[Check
     """
     rendered = render_users(dataset, dataset.user_ids("train"))
     _, _, queries, answers = read_triple_texts(triples_path)
+    checkpoint = fresh_checkpoint(recipe, dataset, rendered.texts, (queries, answers))
+    data = material(checkpoint, rendered, triples_path)
+    if recipe.train.centre_users:
+        centre_adapters(checkpoint.model, data.corpus, recipe.train.centre_users, recipe.train.seed)
+    return checkpoint, data
+
+
+def fresh_checkpoint(
+    recipe: Recipe,
+    dataset: Dataset,
+    event_texts: Sequence[str],
+    triple_texts: tuple[list[str], list[str]],
+) -> Checkpoint:
+    """Tokenizers, where they are learnt from these texts (queries, answers), and a fresh model."""
+    queries, answers = triple_texts
     rng = np.random.default_rng(recipe.train.seed)
-    event_tokenizer = _event_tokenizer(recipe, _sample(list(rendered.texts), rng))
+    event_tokenizer = _event_tokenizer(recipe, _sample(list(event_texts), rng))
     tokenizer = _decoder_tokenizer(recipe, _sample(sorted(set(queries)) + answers, rng))
-    tokens = add_prefix_tokens(tokenizer, dataset.schema)
     meta = CheckpointMeta(
         recipe=recipe,
         profile_schema=dataset.schema,
-        tokens=tokens,
+        tokens=add_prefix_tokens(tokenizer, dataset.schema),
         event_pad=event_pad_id(event_tokenizer),
         scenarios=dataset.scenarios,
         step=0,
     )
     model = build_model(meta, tokenizer, event_tokenizer)
-    checkpoint = Checkpoint(model, meta, tokenizer, event_tokenizer)
-    data = material(checkpoint, rendered, triples_path)
-    if recipe.train.centre_users:
-        centre_adapters(model, data.corpus, recipe.train.centre_users, recipe.train.seed)
-    return checkpoint, data
+    return Checkpoint(model, meta, tokenizer, event_tokenizer)
 
 
 def render_users(dataset: Dataset, user_ids: list[str]) -> RenderedCorpus:
@@ -79,11 +91,19 @@ def material(checkpoint: Checkpoint, rendered: RenderedCorpus, triples_path: Pat
         corpus = with_event_vectors(corpus, checkpoint.model.event_encoder)
     triples = load_triples(triples_path, checkpoint, rendered.user_ids)
     train = checkpoint.meta.recipe.train
-    order = np.random.default_rng([train.seed, 1]).permutation(len(triples.users))
-    num_heldout = min(train.heldout_users, len(order) // 10)
+    training, heldout = draw_heldout(len(triples.users), train)
     return Material(
-        corpus, _select(triples, order[num_heldout:]), _select(triples, order[:num_heldout])
+        corpus, triples.part(np.sort(training).tolist()), triples.part(np.sort(heldout).tolist())
     )
+
+
+def draw_heldout(
+    num_users: int, train: TrainConfig
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Places of the users to train on and of those held out, both in random order."""
+    order = np.random.default_rng([train.seed, 1]).permutation(num_users)
+    num_heldout = min(train.heldout_users, num_users // 10)
+    return order[num_heldout:], order[:num_heldout]
 
 
 def batch_source(recipe: Recipe, corpus: PrefixCorpus, triples: UserTriples) -> InMemory:
@@ -98,15 +118,6 @@ def batch_source(recipe: Recipe, corpus: PrefixCorpus, triples: UserTriples) -> 
         seed=recipe.train.seed,
     )
     return InMemory(order, corpus)
-
-
-def _select(triples: UserTriples, entries: np.ndarray) -> UserTriples:
-    kept = np.sort(entries)
-    return UserTriples(
-        tuple(triples.users[entry] for entry in kept),
-        tuple(triples.segments[entry] for entry in kept),
-        tuple(triples.topics[entry] for entry in kept),
-    )
 
 
 def _sample(texts: list[str], rng: np.random.Generator) -> list[str]:

@@ -48,6 +48,14 @@ class BatchSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Sources:
+    """What a run trains on, and what it watches itself by (None: nobody held out)."""
+
+    training: BatchSource
+    heldout: BatchSource | None
+
+
+@dataclass(frozen=True, slots=True)
 class InMemory:
     """Batches of a corpus that is held whole."""
 

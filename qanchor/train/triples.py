@@ -26,9 +26,17 @@ class UserTriples:
     """The (query, answer) pairs of each user; `users[i]` is a row of the prefix corpus."""
 
     users: tuple[int, ...]
-    segments: tuple[tuple[Segment, ...], ...]
-    topics: tuple[tuple[int, ...], ...]
+    segments: Sequence[Sequence[Segment]]
+    topics: Sequence[Sequence[int]]
     """Topic number of each segment."""
+
+    def part(self, entries: Sequence[int]) -> "UserTriples":
+        """The users at the given places."""
+        return UserTriples(
+            tuple(self.users[entry] for entry in entries),
+            tuple(self.segments[entry] for entry in entries),
+            tuple(self.topics[entry] for entry in entries),
+        )
 
     @property
     def topic_counts(self) -> npt.NDArray[np.int64]:

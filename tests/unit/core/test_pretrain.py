@@ -18,7 +18,8 @@ from qanchor.data.useru import write_triples
 from qanchor.data.wallet import generate_wallet
 from qanchor.errors import ConfigError, DataError
 from qanchor.train import pretrain as training
-from qanchor.train.pretrain import METRICS_FILE, UNTRAINED, learning_rate, pretrain, resume
+from qanchor.train.optimizer import learning_rate
+from qanchor.train.pretrain import METRICS_FILE, UNTRAINED, pretrain, resume
 from qanchor.train.recipes import Recipe, TrainConfig
 from qanchor.train.step import StepLosses
 
