@@ -119,7 +119,7 @@ class Trainer:
         self.number = checkpoint.meta.step
         self.training, self.heldout = sources.training, sources.heldout
         train = self.recipe.train
-        _check_shares(train, self.training, processes)
+        _check_train(train, self.training, processes)
         if train.gradient_checkpointing:
             checkpoint.model.recompute_layers()
         self.placement = _placement(checkpoint.model, train, processes)
@@ -260,8 +260,11 @@ def _placement(model: QAnchorModel, train: TrainConfig, processes: Processes) ->
     return FullySharded(model, processes)
 
 
-def _check_shares(train: TrainConfig, training: BatchSource, processes: Processes) -> None:
-    """Raises ConfigError unless every process gets an equal share of every batch."""
+def _check_train(train: TrainConfig, training: BatchSource, processes: Processes) -> None:
+    """Raises ConfigError unless every process gets an equal share, in a dtype it knows."""
+    is_half = train.dtype == "bfloat16" and processes.device.type == "cuda"
+    if is_half and not torch.cuda.is_bf16_supported():
+        raise ConfigError("train.dtype", train.dtype, "this GPU has no bfloat16", "take float32")
     if train.users_per_batch % processes.num_processes:
         raise ConfigError(
             "train.users_per_batch",

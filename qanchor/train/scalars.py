@@ -15,7 +15,10 @@ class Scalars:
         """`first_step`: the next step to be written; later ones already there are hidden."""
         from tensorboardX import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(directory), purge_step=first_step)
+        # The name holds whole seconds: without a suffix a quick restart would overwrite it.
+        self._writer: Any = SummaryWriter(
+            str(directory), purge_step=first_step, filename_suffix=f".{first_step}"
+        )
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Add a step's numbers: `heldout_x` as heldout/x, the others as train/x."""
