@@ -4,26 +4,28 @@ gradients DIR        losses and whole gradients of one batch, by variant, into D
 pretrain DIR RUN     train, or go on; DIE_IN_STEP kills every process in that step
 """
 
-import os
-import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from qanchor import config
 from qanchor.checkpoint import load_checkpoint
+from qanchor.config import override
 from qanchor.data.dataset import open_dataset
+from qanchor.decoder import LoraConfig
 from qanchor.train import pretrain as training
 from qanchor.train.distributed import Processes, joined_processes
 from qanchor.train.fsdp import FullySharded
 from qanchor.train.gradient_cache import backward
 from qanchor.train.parallel import Placement, Replicated
 from qanchor.train.recipes import Recipe
-from qanchor.train.run_directory import holds_run
+from qanchor.train.run_directory import METRICS_FILE
 from qanchor.train.setup import batch_source, material, render_users
 from qanchor.train.source import Picked
 from qanchor.train.step import Step
@@ -36,6 +38,21 @@ VARIANTS = {
     "fsdp in pieces": ("fsdp", 2),
 }
 """Placement and users per piece."""
+
+
+def with_lora(recipe: Recipe) -> Recipe:
+    """Adapters with much dropout, layers computed twice."""
+    recipe = override(recipe, ["train.parallel=fsdp", "train.gradient_checkpointing=true"])
+    return msgspec.structs.replace(recipe, lora=LoraConfig(rank=4, dropout=0.5))
+
+
+RUNS: dict[str, tuple[Callable[[Recipe], Recipe], int]] = {
+    "ddp": (lambda recipe: override(recipe, ["train.users_per_piece=2"]), 4),
+    "fsdp": (lambda recipe: override(recipe, ["train.parallel=fsdp"]), 4),
+    "lora": (with_lora, 2),
+    "shards": (lambda recipe: override(recipe, ["train.shard_users=12"]), 4),
+}
+"""What differs from DIR/recipe.json, and the step to stop in; 2 is before the first checkpoint."""
 
 
 def uneven_batch(directory: Path) -> Picked:
@@ -87,33 +104,44 @@ def write_gradients(directory: Path, processes: Processes) -> None:
         torch.save(found, directory / "found.pt")
 
 
-def train(directory: Path, run_dir: Path, processes: Processes) -> None:
-    """A whole run of DIR/recipe.json, or the rest of one."""
+class Stopped(Exception):
+    """A run that ends here."""
+
+
+def train(directory: Path, name: str, processes: Processes) -> None:
+    """One run of RUNS whole, and stopped in the step given there and resumed."""
+    change, stop_in = RUNS[name]
+    dataset, triples = open_dataset(directory / "data"), directory / "triples.parquet"
+    recipe = change(config.load(Recipe, directory / "recipe.json"))
+    training.pretrain(recipe, dataset, triples, directory / f"{name}-whole", processes)
+    stopped = directory / f"{name}-stopped"
     original = training.Trainer._train_step
 
-    def dying(self: training.Trainer) -> dict[str, float]:
-        if self.number == int(os.environ.get("DIE_IN_STEP", "-1")):
-            os.kill(os.getpid(), signal.SIGKILL)
+    def stopping(self: training.Trainer) -> dict[str, float]:
+        if self.number == stop_in:
+            raise Stopped
         return original(self)
 
-    training.Trainer._train_step = dying  # type: ignore[method-assign]
-    dataset, triples = open_dataset(directory / "data"), directory / "triples.parquet"
-    if holds_run(run_dir):
-        training.resume(dataset, triples, run_dir, processes)
-    else:
-        recipe = config.load(Recipe, directory / "recipe.json")
-        training.pretrain(recipe, dataset, triples, run_dir, processes)
+    training.Trainer._train_step = stopping  # type: ignore[method-assign]
+    try:
+        training.pretrain(recipe, dataset, triples, stopped, processes)
+    except Stopped:
+        torch.manual_seed(99)
+    finally:
+        training.Trainer._train_step = original  # type: ignore[method-assign]
+    if processes.is_first:
+        (stopped / "lines_before").write_bytes((stopped / METRICS_FILE).read_bytes())
+    training.resume(dataset, triples, stopped, processes)
 
 
-def main() -> None:
+def main(directory: Path) -> None:
     """See above."""
     torch.set_num_threads(1)
     with joined_processes() as processes:
-        if sys.argv[1] == "gradients":
-            write_gradients(Path(sys.argv[2]), processes)
-        else:
-            train(Path(sys.argv[2]), Path(sys.argv[3]), processes)
+        write_gradients(directory, processes)
+        for name in RUNS:
+            train(directory, name, processes)
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

@@ -1,8 +1,10 @@
 """Two processes over gloo are one: losses, gradients, whole runs, kill and resume."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ from qanchor.config import override
 from qanchor.data.dataset import open_dataset
 from qanchor.data.useru import write_triples
 from qanchor.data.wallet import generate_wallet
-from qanchor.decoder import LoraConfig
 from qanchor.errors import ConfigError
 from qanchor.train.distributed import Processes
 from qanchor.train.pretrain import METRICS_FILE, Trainer, pretrain
@@ -24,9 +25,10 @@ from qanchor.train.recipes import Recipe
 from qanchor.train.setup import prepare
 from qanchor.train.sources import in_memory
 from tests.unit.core import processes_worker
-from tests.unit.core.processes_worker import VARIANTS, measure, uneven_batch
+from tests.unit.core.processes_worker import RUNS, VARIANTS, measure, uneven_batch
 
 STEPS = 6
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
@@ -52,14 +54,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe) -> 
     return directory
 
 
-def torchrun(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Two processes of the worker."""
+def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """Two processes of one program, to their end."""
     return subprocess.run(
-        [*TORCHRUN, processes_worker.__file__, *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
+        [*TORCHRUN, *arguments], env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
 
 
@@ -72,7 +70,7 @@ def lines(run_dir: Path) -> list[dict[str, float]]:
 @pytest.fixture(scope="module")
 def of_two(workplace: Path) -> dict[str, Any]:
     """What two processes found, by variant."""
-    done = torchrun("gradients", str(workplace))
+    done = run([processes_worker.__file__, str(workplace)])
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = torch.load(workplace / "found.pt", weights_only=True)
     return found
@@ -104,47 +102,28 @@ def of_one(workplace: Path) -> list[dict[str, float]]:
     return lines(workplace / "one")
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_a_run_of_two_processes_is_that_of_one_and_survives_a_kill(
-    workplace: Path, of_one: list[dict[str, float]], parallel: str, tmp_path: Path
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+@pytest.mark.usefixtures("of_two")
+def test_a_run_of_two_processes_is_that_of_one(
+    workplace: Path, of_one: list[dict[str, float]], name: str
 ) -> None:
-    for name in ("data", "triples.parquet"):
-        (tmp_path / name).symlink_to(workplace / name)
-    recipe = config.load(Recipe, workplace / "recipe.json")
-    recipe = override(recipe, [f"train.parallel={parallel}", "train.users_per_piece=2"])
-    config.save(recipe, tmp_path / "recipe.json")
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert torchrun("pretrain", str(tmp_path), str(whole)).returncode == 0
-    found = lines(whole)
+    found = lines(workplace / f"{name}-whole")
     assert len(found) == len(of_one) == STEPS
     for mine, theirs in zip(found, of_one, strict=True):
         assert mine == pytest.approx(theirs, rel=2e-4)
-    done = torchrun("pretrain", str(tmp_path), str(killed), DIE_IN_STEP="4")
-    assert done.returncode != 0
-    assert len(lines(killed)) == 4
-    done = torchrun("pretrain", str(tmp_path), str(killed))
-    assert done.returncode == 0, done.stderr
-    assert lines(killed) == lines(whole)
-    trained = load_checkpoint(whole / "checkpoint").model.state_dict()
-    again = load_checkpoint(killed / "checkpoint").model.state_dict()
-    assert all(torch.equal(again[name], tensor) for name, tensor in trained.items())
 
 
-def test_lora_in_two_processes_repeats_with_its_dropout(workplace: Path, tmp_path: Path) -> None:
-    for name in ("data", "triples.parquet"):
-        (tmp_path / name).symlink_to(workplace / name)
-    recipe = config.load(Recipe, workplace / "recipe.json")
-    recipe = override(recipe, ["train.parallel=fsdp", "train.gradient_checkpointing=true"])
-    recipe = msgspec.structs.replace(recipe, lora=LoraConfig(rank=4, dropout=0.5))
-    config.save(recipe, tmp_path / "recipe.json")
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = torchrun("pretrain", str(tmp_path), str(whole))
-    assert done.returncode == 0, done.stderr
-    # Killed before its first checkpoint, so that the untrained one has to do.
-    assert torchrun("pretrain", str(tmp_path), str(killed), DIE_IN_STEP="2").returncode != 0
-    done = torchrun("pretrain", str(tmp_path), str(killed))
-    assert done.returncode == 0, done.stderr
-    assert lines(killed) == lines(whole)
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.usefixtures("of_two")
+def test_a_run_of_two_processes_stopped_and_resumed_is_the_same_to_the_bit(
+    workplace: Path, name: str
+) -> None:
+    whole, stopped = workplace / f"{name}-whole", workplace / f"{name}-stopped"
+    assert (stopped / "lines_before").read_bytes().count(b"\n") == RUNS[name][1]
+    assert lines(stopped) == lines(whole)
+    expected = load_checkpoint(whole / "checkpoint").model.state_dict()
+    found = load_checkpoint(stopped / "checkpoint").model.state_dict()
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
 
 
 def test_shares_must_be_equal(workplace: Path, tmp_path: Path) -> None:
@@ -156,19 +135,35 @@ def test_shares_must_be_equal(workplace: Path, tmp_path: Path) -> None:
         Trainer(checkpoint, in_memory(recipe, data), tmp_path, Processes(1, 4))
 
 
-def test_the_command_runs_under_torchrun(workplace: Path, tmp_path: Path) -> None:
-    """Bars and the result come from one process, not from each."""
-    small = ("event_encoder.hidden_dim=16", "decoder.hidden_dim=32", "train.steps=2",
-             "train.users_per_batch=4", "train.heldout_users=0", "train.num_threads=1")  # fmt: skip
-    done = subprocess.run(
-        [
-            *TORCHRUN, "-m", "qanchor.cli", "pretrain", str(workplace / "data"),
-            str(tmp_path / "run"), *(word for each in small for word in ("--set", each)),
-        ],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+def test_the_command_under_torchrun_survives_kill_9(
+    workplace: Path, of_one: list[dict[str, float]], tmp_path: Path
+) -> None:
+    """And bars and the result come from one process, not from each."""
+    command = ["-m", "qanchor.cli", "pretrain", str(workplace / "data"), str(tmp_path / "run")]
+    command += ["--triples", str(workplace / "triples.parquet")]
+    recipe = msgspec.to_builtins(config.load(Recipe, workplace / "recipe.json"))
+    small = [
+        f"{part}.{key}={msgspec.json.encode(value).decode()}"
+        for part in ("event_encoder", "decoder", "head", "loss", "train")
+        for key, value in recipe[part].items()
+        if value != ""
+    ]
+    assignments = [word for each in small for word in ("--set", each)]
+    started = subprocess.Popen(
+        [*TORCHRUN, *command, *assignments],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not (tmp_path / "run" / "checkpoint").exists():
+        assert started.poll() is None, "it ended before its first checkpoint"
+        time.sleep(0.02)
+    for worker in Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split():
+        os.kill(int(worker), signal.SIGKILL)
+    assert started.wait() != 0
+    done = run([*command, "--resume"])
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f'{{"checkpoint":"{tmp_path / "run" / "checkpoint"}"}}']
-    assert len(lines(tmp_path / "run")) == 2
-    assert done.stderr.count("pretrain mini: 100%") == 1
-    assert done.stderr.count("rendering profiles: 100%") == 1
+    assert done.stderr.count("rendering profiles:   0%") == 1
+    for mine, theirs in zip(lines(tmp_path / "run"), of_one, strict=True):
+        assert mine == pytest.approx(theirs, rel=2e-4)
