@@ -77,9 +77,9 @@ def random_state(device: torch.device) -> list[Tensor]:
 
 
 def set_random_state(device: torch.device, states: list[Tensor]) -> None:
-    """Go back to a `random_state` of the same kind of device."""
+    """Go back to a `random_state`; one taken on a CPU leaves a GPU's generator as it is."""
     torch.set_rng_state(states[0])
-    if device.type == "cuda":
+    if device.type == "cuda" and len(states) > 1:
         torch.cuda.set_rng_state(states[1], device)
 
 

@@ -100,7 +100,7 @@ def resume(
     _seed_apart(checkpoint.meta.recipe.train.seed, processes)
     trainer = Trainer(checkpoint, sources, run_dir, processes)
     if (start / TRAINER_FILE).exists():
-        trainer.restore(torch.load(start / TRAINER_FILE, weights_only=True))
+        trainer.restore(torch.load(start / TRAINER_FILE, map_location="cpu", weights_only=True))
     if processes.is_first:
         forget_metrics_after(run_dir, checkpoint.meta.step)
     return trainer.run()
