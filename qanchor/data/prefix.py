@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qanchor.config import Config
+from qanchor.data.measures import NUM_MEASURES
 from qanchor.data.render import RenderedProfile
 
 IntArray = npt.NDArray[np.int64]
@@ -81,13 +82,23 @@ def max_prefix_len(max_events: tuple[int, ...], tokens: PrefixTokens) -> int:
     return len(tokens.header) + 1 + 3 * len(max_events) + sum(max_events)
 
 
+def with_measures(event_vectors_NE: FloatArray, rendered: RenderedProfile) -> FloatArray:
+    """Event vectors [N, E] with the profile's measures behind them, [N, E + F]."""
+    rows = rendered.flat_measures()
+    if not rendered.measures:
+        return event_vectors_NE
+    measures_NF = np.array(rows, dtype=np.float32).reshape(len(rows), NUM_MEASURES)
+    return np.concatenate([event_vectors_NE, measures_NF], axis=1)
+
+
 def slot_vectors(
     layout: PrefixLayout, num_events: tuple[int, ...], event_vectors_NE: FloatArray
 ) -> FloatArray:
     """Pre-adapter vectors [P, E] of a prefix: events, modality means, and the user mean.
 
     Means run over real events in encoder space; an empty modality is zeros and still counts in
-    the user mean (Q-Anchor Eq. (1); as in the authors' code). Text positions are zeros.
+    the user mean (Q-Anchor Eq. (1); as in the authors' code). Text positions are zeros. E is the
+    width of the event vectors as they come, measures included.
     """
     event_dim = event_vectors_NE.shape[1]
     means_ME = np.zeros((len(num_events), event_dim), dtype=np.float32)
@@ -105,10 +116,11 @@ def slot_vectors(
 
 
 def content_digest(rendered: RenderedProfile, model_id: str) -> str:
-    """Identity of a prefix: equal exactly when model and every rendered text are equal."""
+    """Identity of a prefix: equal exactly when model, every text and every measure are equal."""
     digest = hashlib.blake2b(model_id.encode(), digest_size=16)
     for texts in rendered.texts:
         digest.update(b"\x1d")
         for text in texts:
             digest.update(text.encode() + b"\x1e")
+    digest.update(np.array(rendered.flat_measures(), dtype=np.float32).tobytes())
     return digest.hexdigest()

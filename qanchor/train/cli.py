@@ -37,14 +37,14 @@ def run(args: argparse.Namespace) -> int:
     from qanchor.train.recipes import recipe_named
 
     dataset = open_dataset(args.dataset)
+    recipe = override(recipe_named(args.recipe), args.assignments)
     triples = args.triples or args.run_dir / "triples.parquet"
     if not triples.is_file():
         triples.parent.mkdir(parents=True, exist_ok=True)
-        write_triples(dataset, triples)
+        write_triples(dataset, triples, recipe.triples)
     if args.resume:
         checkpoint = resume(dataset, triples, args.run_dir)
     else:
-        recipe = override(recipe_named(args.recipe), args.assignments)
         checkpoint = pretrain(recipe, dataset, triples, args.run_dir)
     print(msgspec.json.encode({"checkpoint": str(checkpoint)}).decode())
     return 0

@@ -32,7 +32,8 @@ from qanchor.towers import QAnchorModel
 from qanchor.train.allocator import keep_freed_memory
 from qanchor.train.batches import Segment, anchor_batch, answer_batch
 from qanchor.train.recipes import Recipe, TrainConfig
-from qanchor.train.setup import Material, batch_order, material, prepare, render_users
+from qanchor.train.setup import Material, batch_order, material, prepare, render_views
+from qanchor.train.triples import read_triple_texts
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +79,9 @@ def resume(dataset: Dataset, triples_path: Path, run_dir: Path) -> Path:
     start = latest if latest.exists() else run_dir / UNTRAINED
     checkpoint = load_checkpoint(start)
     _settle(checkpoint.meta.recipe.train)
-    rendered = render_users(dataset, dataset.user_ids("train"))
-    trainer = Trainer(checkpoint, material(checkpoint, rendered, triples_path), run_dir)
+    texts = read_triple_texts(triples_path)
+    data = material(checkpoint, render_views(dataset, texts), texts)
+    trainer = Trainer(checkpoint, data, run_dir)
     if latest.exists():
         trainer.restore(torch.load(latest / TRAINER_FILE, weights_only=True))
     _forget_metrics_after(run_dir / METRICS_FILE, checkpoint.meta.step)

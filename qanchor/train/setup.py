@@ -1,6 +1,6 @@
 """From a data set and a recipe to a step-0 checkpoint and tokenised training material."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +8,8 @@ from tokenizers import Tokenizer
 
 from qanchor.checkpoint import Checkpoint, CheckpointMeta, build_model
 from qanchor.data.dataset import Dataset
+from qanchor.data.views import stream_views
+from qanchor.errors import DataError
 from qanchor.tokenization import (
     add_prefix_tokens,
     event_pad_id,
@@ -19,7 +21,13 @@ from qanchor.train.centre import centre_adapters
 from qanchor.train.corpus import PrefixCorpus, RenderedCorpus, render_corpus, tokenize_corpus
 from qanchor.train.event_vectors import with_event_vectors
 from qanchor.train.recipes import Recipe
-from qanchor.train.triples import BatchOrder, UserTriples, load_triples, read_triple_texts
+from qanchor.train.triples import (
+    BatchOrder,
+    TripleTexts,
+    UserTriples,
+    load_triples,
+    read_triple_texts,
+)
 
 TOKENIZER_SAMPLE = 200_000
 
@@ -38,11 +46,11 @@ def prepare(recipe: Recipe, dataset: Dataset, triples_path: Path) -> tuple[Check
 
     Labels are not read. Raises DataError when the triples name a user outside the train split.
     """
-    rendered = render_users(dataset, dataset.user_ids("train"))
-    _, _, queries, answers = read_triple_texts(triples_path)
+    texts = read_triple_texts(triples_path)
+    rendered = render_views(dataset, texts)
     rng = np.random.default_rng(recipe.train.seed)
     event_tokenizer = _event_tokenizer(recipe, _sample(list(rendered.texts), rng))
-    tokenizer = _decoder_tokenizer(recipe, _sample(sorted(set(queries)) + answers, rng))
+    tokenizer = _decoder_tokenizer(recipe, _sample(sorted(set(texts.queries)) + texts.answers, rng))
     tokens = add_prefix_tokens(tokenizer, dataset.schema)
     meta = CheckpointMeta(
         recipe=recipe,
@@ -54,10 +62,25 @@ def prepare(recipe: Recipe, dataset: Dataset, triples_path: Path) -> tuple[Check
     )
     model = build_model(meta, tokenizer, event_tokenizer)
     checkpoint = Checkpoint(model, meta, tokenizer, event_tokenizer)
-    data = material(checkpoint, rendered, triples_path)
+    data = material(checkpoint, rendered, texts)
     if recipe.train.centre_users:
         centre_adapters(model, data.corpus, recipe.train.centre_users, recipe.train.seed)
     return checkpoint, data
+
+
+def render_views(dataset: Dataset, texts: TripleTexts) -> RenderedCorpus:
+    """Render the views that have triples, `user_ids` of the result being their names.
+
+    Raises DataError when a triple is of a user outside the train split.
+    """
+    shifts = texts.shifts()
+    for user_id in shifts:
+        if dataset.split_of.get(user_id) != "train":
+            raise DataError("triples: user_id", user_id, "is no train user", "make them again")
+    with_future = any(any(of_user) for of_user in shifts.values())
+    views = stream_views(dataset, shifts, with_future=with_future)
+    profiles = (replace(profile, user_id=view.name) for view, profile, _ in views)
+    return render_corpus(profiles, dataset.schema, sum(len(found) for found in shifts.values()))
 
 
 def render_users(dataset: Dataset, user_ids: list[str]) -> RenderedCorpus:
@@ -71,17 +94,25 @@ def tokenized(checkpoint: Checkpoint, rendered: RenderedCorpus) -> PrefixCorpus:
     return tokenize_corpus(rendered, checkpoint.event_tokenizer, meta.event_pad, meta.tokens)
 
 
-def material(checkpoint: Checkpoint, rendered: RenderedCorpus, triples_path: Path) -> Material:
-    """Tokenise prefixes and triples; the held-out users are drawn by the recipe's seed."""
+def material(checkpoint: Checkpoint, rendered: RenderedCorpus, texts: TripleTexts) -> Material:
+    """Tokenise prefixes and triples; the held-out users are drawn by the recipe's seed.
+
+    A held-out user is held out with all views.
+    """
     corpus = tokenized(checkpoint, rendered)
     if not checkpoint.meta.recipe.event_encoder.is_trained:
         corpus = with_event_vectors(corpus, checkpoint.model.event_encoder)
-    triples = load_triples(triples_path, checkpoint, rendered.user_ids)
+    triples = load_triples(texts, checkpoint, rendered.user_ids, "triples")
     train = checkpoint.meta.recipe.train
-    order = np.random.default_rng([train.seed, 1]).permutation(len(triples.users))
+    people = sorted(set(triples.owners))
+    order = np.random.default_rng([train.seed, 1]).permutation(len(people))
     num_heldout = min(train.heldout_users, len(order) // 10)
+    heldout = {people[place] for place in order[:num_heldout]}
+    is_heldout = np.array([owner in heldout for owner in triples.owners])
     return Material(
-        corpus, _select(triples, order[num_heldout:]), _select(triples, order[:num_heldout])
+        corpus,
+        _select(triples, np.flatnonzero(~is_heldout)),
+        _select(triples, np.flatnonzero(is_heldout)),
     )
 
 
@@ -104,6 +135,7 @@ def _select(triples: UserTriples, entries: np.ndarray) -> UserTriples:
         tuple(triples.users[entry] for entry in kept),
         tuple(triples.segments[entry] for entry in kept),
         tuple(triples.topics[entry] for entry in kept),
+        tuple(triples.owners[entry] for entry in kept),
     )
 
 
