@@ -7,7 +7,6 @@ that is frequent and diverse is taken and verbalised. A fixed set of template qu
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from random import Random
 
 from qanchor.data.activity import (
@@ -29,6 +28,7 @@ _BINS = ((0, 6, "week 1"), (7, 13, "week 2"), (14, 29, "weeks 3-4"), (30, 59, "m
 _PER_BIN = 2
 _PER_ANSWER = 4
 _MODALITY_DISCOUNT = 0.5
+_WIDE = ("outlook", "change", "novelty")
 _WIDE_SHARE = 0.25
 """Of the questions; their answers are long, those of narrow ones a few words."""
 _SOON_DAYS = (1, 3, 7, 14, 30)
@@ -59,10 +59,6 @@ class Subject:
         return active_days(activity.acts(pool.words.passive))
 
 
-_Question = tuple[str, Subject | None, int]
-"""Kind, what it is about (None: the whole), days ahead."""
-
-
 def answer_futures(
     history: Activity, future: Activity, pool: TopicPool, num_answers: int, rng: Random
 ) -> list[Answered]:
@@ -75,15 +71,16 @@ def answer_futures(
     horizons = [days for days in HORIZONS_DAYS if days <= future.num_days] or [future.num_days]
     modalities = sorted({modality for modality, _ in (*history.by_category, *future.by_category)})
     details = [Subject(name, pool.word(name), name) for name in modalities]
-    subjects = [Subject("overall", pool.words.everything), *details]
+    overall = Subject("overall", pool.words.everything)
+    subjects = [overall, *details]
     subjects += [
         Subject(topic.name, topic.about, topic.modality, topic.event_types)
         for topic in pool.topics
         if topic.aggregate == "frequency" and topic.event_types
     ]
-    wide: list[_Question] = [(kind, None, days) for kind in _WIDE for days in horizons]
+    wide = [(kind, overall, days) for kind in _WIDE for days in horizons]
     wide += [("detail", subject, horizons[-1]) for subject in details]
-    narrow: list[_Question] = [
+    narrow = [
         (kind, subject, days)
         for subject in subjects
         for kind, spans in (
@@ -101,13 +98,11 @@ def answer_futures(
     answered = []
     for kind, subject, days in questions:
         user = FutureUser(history=history, future=future.between(0, days - 1))
-        about = subject.about if subject else pool.words.everything
         query = rng.choice(pool.futures[kind]).format(
-            subject=pool.words.subject, about=about, days=days
+            subject=pool.words.subject, about=subject.about, days=days
         )
-        make = _WIDE[kind] if subject is None else partial(_ABOUT[kind], subject=subject)
-        answer = make(user, pool)
-        topic = f"future_{kind}_{subject.name if subject else 'overall'}_{days}d"
+        answer = _ANSWERS[kind](user, pool, subject)
+        topic = f"future_{kind}_{subject.name}_{days}d"
         answered.append(Answered(topic, capitalised(query), capitalised(answer)))
     return answered
 
@@ -139,7 +134,7 @@ def _nothing(user: FutureUser) -> str:
     return f"no activity at all in the next {user.future.num_days} days"
 
 
-def _outlook(user: FutureUser, pool: TopicPool) -> str:
+def _outlook(user: FutureUser, pool: TopicPool, _: Subject) -> str:
     """Bins x categories, then what is used in the history but does not come again."""
     future = user.future
     if not future.by_category:
@@ -198,7 +193,7 @@ def _value(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
     return f"{level_word(mean, meaning.low, meaning.high)}, {mean:.0f} on average."
 
 
-def _change(user: FutureUser, pool: TopicPool) -> str:
+def _change(user: FutureUser, pool: TopicPool, _: Subject) -> str:
     """Categories that stop, begin, grow or shrink against an equally long stretch of history."""
     span = user.future.num_days
     before = user.history.between(-span, -1).days_by_category()
@@ -221,7 +216,7 @@ def _change(user: FutureUser, pool: TopicPool) -> str:
     return f"{told_or_not}. {capitalised(_activity_sentence(user, pool))}."
 
 
-def _novelty(user: FutureUser, pool: TopicPool) -> str:
+def _novelty(user: FutureUser, pool: TopicPool, _: Subject) -> str:
     """How many things come that the history does not have, and of which categories."""
     ends = pool.words.item_ends_before
     seen = {item_of(event.text, ends) for _, event in user.history.select()}
@@ -265,12 +260,10 @@ def _detail(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
     return f"{'. '.join(capitalised(sentence) for sentence in sentences)}."
 
 
-_WIDE: Mapping[str, Callable[[FutureUser, TopicPool], str]] = {
+_ANSWERS: Mapping[str, Callable[[FutureUser, TopicPool, Subject], str]] = {
     "outlook": _outlook,
     "change": _change,
     "novelty": _novelty,
-}
-_ABOUT: Mapping[str, Callable[[FutureUser, TopicPool, Subject], str]] = {
     "detail": _detail,
     "frequency": _frequency,
     "trend": _trend,

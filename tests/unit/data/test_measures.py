@@ -42,7 +42,8 @@ def test_a_row_tells_age_counts_values_and_types() -> None:
         {
             "recency_3d": math.exp(-1), "recency_14d": math.exp(-3 / 14), "age": 3 / 30,
             "num_events": log(3), "num_days": log(2), "total_value": log(6.0),
-            "mean_value": log(3.0), "mean_value_linear": 0.03, "has_value": 1.0, "num_days_7": 0.0, "num_days_30": 0.0,
+            "mean_value": log(3.0), "mean_value_linear": 0.03, "has_value": 1.0,
+            "num_days_7": 0.0, "num_days_30": 0.0,
             "is_summary": 0.0,
         }
     )  # fmt: skip
