@@ -13,7 +13,13 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from qanchor.config import ProfileSchema
-from qanchor.data.prefix import ADAPTER_FIRST_EVENT, PrefixLayout, PrefixTokens, build_layout
+from qanchor.data.prefix import (
+    ADAPTER_FIRST_EVENT,
+    PrefixLayout,
+    PrefixTokens,
+    build_layout,
+    prefix_len,
+)
 from qanchor.data.profile import Profile
 from qanchor.data.render import RenderedProfile, render_profile
 
@@ -49,8 +55,7 @@ class PrefixCorpus:
 
     def prefix_len(self, user: int) -> int:
         """Prefix positions of user number `user`."""
-        num_events = self.rendered.num_events[user]
-        return len(self.tokens.header) + 1 + 3 * len(num_events) + sum(num_events)
+        return prefix_len(self.rendered.num_events[user], self.tokens)
 
     def layout(self, user: int) -> PrefixLayout:
         """Prefix layout of user number `user`."""
