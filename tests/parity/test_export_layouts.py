@@ -21,7 +21,9 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("changes", LAYOUTS.values(), ids=LAYOUTS)
-def test_a_bundle_of_another_layout_equals_torch(changes: dict[str, object], tmp_path: Path) -> None:
+def test_a_bundle_of_another_layout_equals_torch(
+    changes: dict[str, object], tmp_path: Path
+) -> None:
     schema = msgspec.structs.replace(SCHEMA, **changes)
     source = random_source(TINY, schema)
     manifest = export_bundle(source, tmp_path / "bundle")

@@ -100,7 +100,7 @@ def test_coarse_tokens_can_be_left_out_and_nothing_else_moves(
 def test_a_query_template_asks_the_query_or_is_empty() -> None:
     spec = ModalitySpec(name="app", max_events=1, max_event_tokens=4)
     assert ProfileSchema(modalities=(spec,), query_template="").query_template == ""
-    with pytest.raises(ConfigError, match="must contain {query}"):
+    with pytest.raises(ConfigError, match=r"must contain \{query\}"):
         ProfileSchema(modalities=(spec,), query_template="Query:")
 
 
