@@ -22,7 +22,9 @@ token looks, and plots. --without leaves parts out; --max-users makes it quicker
 
   qanchor eval runs/oulad/checkpoint data/oulad --out eval.json --report eval.html
   qanchor eval runs/oulad/checkpoint data/oulad --scenarios tuned.json \\
-      --also "user-only=studies/oulad/runs/user-only/checkpoint" --report eval.html
+      --also user-only=studies/oulad/runs/KEY/checkpoint --report eval.html
+
+A study's page names the checkpoint of each of its variants.
 """
 
 

@@ -81,6 +81,9 @@ def _overview(result: Evaluation) -> Section:
         hardest = min(baselines, key=lambda one: one.auc)
         note = f"95 %: {_signed(hardest.auc_interval)}; {hardest.over}"
         tiles.append(Tile("AUC over the best baseline", f"{hardest.auc:+.3f}", note))
+        num_sure = sum(one.auc_interval.is_above_zero for one in baselines)
+        beaten = f"{num_sure} of {len(baselines)}"
+        tiles.append(Tile("baselines beaten", beaten, "whole 95 % interval of the gain above 0"))
     for tuned in (one for one in result.differences if one.over == main.method):
         note = f"better in {tuned.num_better} of {tuned.num_scenarios} scenarios"
         tiles.append(Tile(f"AUC gained, {tuned.method}", f"{tuned.auc:+.3f}", note))
