@@ -101,7 +101,8 @@ def run(args: argparse.Namespace) -> int:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         config.save(result, args.out)
     if args.report:
-        write_html(document(evaluated, dataset.config.note), args.report)
+        page = document(result, evaluated.projections, dataset.config.note)
+        write_html(page, args.report)
     print(markdown_table(result.methods))
     print()
     print(difference_table(result.differences))

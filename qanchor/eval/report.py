@@ -6,7 +6,6 @@ import numpy as np
 
 from qanchor.environment import Environment
 from qanchor.eval.bootstrap import Interval
-from qanchor.eval.evaluate import Evaluated
 from qanchor.eval.projection import Projection
 from qanchor.eval.results import (
     Attention,
@@ -21,9 +20,8 @@ from qanchor.report.document import Cell, Document, Plot, Section, Table, Tile
 from qanchor.report.figures import Point, dots, heatmap, scatters, stacked_bars
 
 
-def document(evaluated: Evaluated, dataset_note: str = "") -> Document:
-    """The whole page."""
-    result = evaluated.evaluation
+def document(result: Evaluation, projections: Sequence[Projection], dataset_note: str) -> Document:
+    """The whole page; `dataset_note` is what the data set says of itself."""
     sections = [
         _overview(result),
         methods_section(result.methods, result.differences),
@@ -35,8 +33,8 @@ def document(evaluated: Evaluated, dataset_note: str = "") -> Document:
         sections.append(_queries(result.queries))
     if result.attention:
         sections.append(_attention(result.attention))
-    if evaluated.projections:
-        sections.append(_projections(evaluated.projections))
+    if projections:
+        sections.append(_projections(projections))
     sections.append(_how(result, dataset_note))
     main = result.methods[0]
     return Document(
@@ -194,7 +192,7 @@ def _zero_shot(result: ZeroShot) -> Section:
     text = (
         "Each scenario is given as its question only. A user's score is the similarity of the "
         "embedding to the vectors of answers that say yes, minus that to answers that say no; no "
-        f"label is used. Yes: {', '.join(result.yes)} No: {', '.join(result.no)}"
+        f"label is used. Answers that say yes: {_quoted(result.yes)}; no: {_quoted(result.no)}."
     )
     head = ("scenario", "AUC", "test users")
     return Section("Zero-shot", text, tables=(Table(head, tuple(rows), "", True),))
@@ -226,21 +224,38 @@ def _queries(effect: QueryEffect) -> Section:
                 f"{effect.own_minus_others_by_scenario[index]:+.4f}",
                 effect.own_minus_others_by_scenario[index],
             ),
+            _number((sum(effect.cosine[index]) - 1) / max(count - 1, 1)),
             _number(effect.other_user_cosine[index]),
         )
         for index, name in enumerate(names)
     ]
-    head = ("scenario", "AUC, own query", "AUC, others' mean", "difference", "cosine, other users")
-    text = (
-        "Do embeddings follow the question? Left: AUC of a probe of the row's label on embeddings "
-        "made with the column's question. Right: how alike one user's embeddings for two "
-        "scenarios are, after taking away what all users share; the last column of the table says "
-        "how alike two different users are for the same scenario."
+    head = (
+        "scenario",
+        "AUC, own query",
+        "AUC, others' mean",
+        "difference",
+        "cosine: same user, other scenarios",
+        "cosine: other users, same scenario",
     )
-    titles = ("AUC: label by row, query by column", "cosine of one user's embeddings")
-    plots = tuple(
-        Plot(heatmap(matrix, names, names, title), is_wide=False)
-        for matrix, title in zip((effect.cross_auc, effect.centred_cosine), titles, strict=True)
+    text = (
+        "Do embeddings follow the question? The table compares a scenario's own question with the "
+        "others', and how alike embeddings are when only the question or only the user changes. "
+        "Below: AUC of a probe of the row's label on embeddings made with the column's question "
+        "(red: better than the row's mean); and the cosine of one user's embeddings for two "
+        "scenarios, as they are and after taking away what all users share."
+    )
+    plots = (
+        Plot(
+            heatmap(
+                effect.cross_auc, names, names, "AUC: label by row, query by column", is_by_row=True
+            ),
+            is_wide=False,
+        ),
+        Plot(heatmap(effect.cosine, names, names, "cosine, one user's embeddings"), is_wide=False),
+        Plot(
+            heatmap(effect.centred_cosine, names, names, "the same, common part taken away"),
+            is_wide=False,
+        ),
     )
     return Section("What a query changes", text, tiles, (Table(head, tuple(rows)),), plots)
 
@@ -324,6 +339,10 @@ def _how(result: Evaluation, dataset_note: str) -> Section:
         f"scenarios. {dataset_note}"
     )
     return Section("How it was measured", text)
+
+
+def _quoted(texts: Sequence[str]) -> str:
+    return ", ".join(f'"{text}"' for text in texts)
 
 
 def _scored(value: float, bounds: Interval, *, is_best: bool = False) -> Cell:

@@ -49,18 +49,26 @@ def dots(names: Sequence[str], points: Sequence[Point], x_label: str) -> str:
     return _svg(draw, width=8.5, height=0.9 + 0.36 * len(names))
 
 
-def heatmap(matrix: npt.ArrayLike, rows: Sequence[str], columns: Sequence[str], title: str) -> str:
-    """A matrix with its numbers, one colour scale for all cells."""
+def heatmap(
+    matrix: npt.ArrayLike,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    *,
+    is_by_row: bool = False,
+) -> str:
+    """A matrix with its numbers; `is_by_row` colours a cell by its distance to its row's mean."""
     values = np.asarray(matrix, dtype=np.float64)
+    shades = values - values.mean(axis=1, keepdims=True) if is_by_row else values
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
-        image = axes.imshow(values, cmap=HEAT_COLOURS, aspect="auto")
+        image = axes.imshow(shades, cmap=HEAT_COLOURS, aspect="auto")
         axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
         axes.set_yticks(range(len(rows)), rows)
         axes.set_title(title, fontsize=11)
         for row, column in np.ndindex(*values.shape):
-            red, green, blue, _ = image.cmap(image.norm(values[row, column]))
+            red, green, blue, _ = image.cmap(image.norm(shades[row, column]))
             is_dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
             colour = "white" if is_dark else "#101010"
             text = f"{values[row, column]:.2f}"
