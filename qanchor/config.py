@@ -60,7 +60,12 @@ class ProfileSchema(Config, frozen=True, kw_only=True):
     header: str = "The recent behaviour of one user:"
     """Instruction text that opens every prefix."""
     query_template: str = "Query: {query}"
-    """Suffix text before the soft prompt and <USER_EMB>."""
+    """Suffix text before the soft prompt and <USER_EMB>. Empty: no query is ever said, whatever is
+    asked; the suffix is <USER_EMB> alone, in training as in serving (a user-only model)."""
+    has_user_token: bool = True
+    """False leaves z_usr of Q-Anchor Eq. (2) out of every prefix."""
+    has_modality_tokens: bool = True
+    """False leaves all z_m of Q-Anchor Eq. (2) out of every prefix."""
     has_measures: bool = False
     """Numbers stand beside each event vector: time since the event, counts, values (see
     qanchor.data.measures). Not in the paper."""
@@ -74,9 +79,12 @@ class ProfileSchema(Config, frozen=True, kw_only=True):
                 )
         if len(set(names)) != len(names):
             raise ConfigError("modalities", names, "names must be unique", "rename one")
-        if "{query}" not in self.query_template:
+        if self.query_template and "{query}" not in self.query_template:
             raise ConfigError(
-                "query_template", self.query_template, "must contain {query}", "add it"
+                "query_template",
+                self.query_template,
+                "must contain {query}, or be empty for a model without queries",
+                "add it",
             )
 
     def modality_index(self, name: str) -> int:

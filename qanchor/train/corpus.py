@@ -14,7 +14,13 @@ from tqdm import tqdm
 
 from qanchor.config import ProfileSchema
 from qanchor.data.measures import NUM_MEASURES
-from qanchor.data.prefix import ADAPTER_FIRST_EVENT, PrefixLayout, PrefixTokens, build_layout
+from qanchor.data.prefix import (
+    ADAPTER_FIRST_EVENT,
+    PrefixLayout,
+    PrefixTokens,
+    build_layout,
+    prefix_len,
+)
 from qanchor.data.profile import Profile
 from qanchor.data.render import RenderedProfile, render_profile
 
@@ -52,8 +58,7 @@ class PrefixCorpus:
 
     def prefix_len(self, user: int) -> int:
         """Prefix positions of user number `user`."""
-        num_events = self.rendered.num_events[user]
-        return len(self.tokens.header) + 1 + 3 * len(num_events) + sum(num_events)
+        return prefix_len(self.rendered.num_events[user], self.tokens)
 
     def layout(self, user: int) -> PrefixLayout:
         """Prefix layout of user number `user`."""

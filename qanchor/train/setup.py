@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from qanchor.checkpoint import Checkpoint, CheckpointMeta, build_model
 from qanchor.data.dataset import Dataset
 from qanchor.data.views import stream_views
-from qanchor.errors import DataError
+from qanchor.errors import ConfigError, DataError
 from qanchor.tokenization import (
     add_prefix_tokens,
     event_pad_id,
@@ -86,6 +86,22 @@ def render_views(dataset: Dataset, texts: TripleTexts) -> RenderedCorpus:
 def render_users(dataset: Dataset, user_ids: list[str]) -> RenderedCorpus:
     """Render the given users of a data set; `user_ids` of the result tell their order."""
     return render_corpus(dataset.profiles(user_ids=user_ids), dataset.schema, len(user_ids))
+
+
+def check_renders_alike(checkpoint: Checkpoint, dataset: Dataset) -> None:
+    """Raise ConfigError unless checkpoint and data set put profiles into the same words.
+
+    What the schema says of the prefix's layout and of the query may differ: the checkpoint's own
+    holds, wherever the two meet.
+    """
+    mine, theirs = checkpoint.meta.profile_schema, dataset.schema
+    if (mine.modalities, mine.window_days) != (theirs.modalities, theirs.window_days):
+        raise ConfigError(
+            "dataset",
+            dataset.name,
+            "the checkpoint was trained with another profile schema",
+            "use the data set it was trained with",
+        )
 
 
 def tokenized(checkpoint: Checkpoint, rendered: RenderedCorpus) -> PrefixCorpus:
