@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel, Qwen2ForCausalL
 
 from qanchor import config
 from qanchor.config import Config, ProfileSchema, Scenario
+from qanchor.data.measures import num_measures
 from qanchor.data.prefix import PrefixTokens, max_prefix_len
 from qanchor.decoder import add_lora, build_language_model
 from qanchor.encoder.event_encoder import EventEncoder, build_event_encoder
@@ -210,7 +211,9 @@ def _assemble(
     return QAnchorModel(
         event_encoder=event_encoder,
         encoder=HierarchicalEncoder(
-            len(meta.profile_schema.modalities), event_encoder.event_dim, hidden_dim
+            len(meta.profile_schema.modalities),
+            event_encoder.event_dim + num_measures(meta.profile_schema),
+            hidden_dim,
         ),
         language_model=language_model,
         head=Head(hidden_dim, recipe.head.inner_dim, recipe.head.embedding_dim),

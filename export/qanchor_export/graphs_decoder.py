@@ -7,7 +7,7 @@ are never joined, repeated or copied.
 
 Legend: T new tokens (packed_len or chunk_len), B users, R row_len, C prefix_capacity, D decoder
 width, H heads, G KV heads, S heads per KV head, M = R S attention rows, K head_dim, N queries,
-A adapters, E event_dim, X = A E, Z embedding_dim.
+A adapters, E slot_vector_dim, X = A E, Z embedding_dim.
 """
 
 from dataclasses import dataclass
@@ -166,14 +166,14 @@ class PrefixGraph(nn.Module):
         weights = self.adapters
         tokens_TD = torch.index_select(self.decoder.embed_VD, 0, token_ids_T)
         normed_TE = nn.functional.layer_norm(
-            slot_vectors_TE, (weights.event_dim,), eps=weights.norm_eps
+            slot_vectors_TE, (weights.vector_dim,), eps=weights.norm_eps
         )
         inner_TX = nn.functional.gelu(normed_TE @ weights.up_weight_EX + weights.up_bias_X)
         ids_A = torch.arange(weights.num_adapters) + 1
         gate_TA = (adapter_T[:, None] == ids_A[None, :]).to(torch.float32)
-        blocks_TAE = inner_TX.reshape(-1, weights.num_adapters, weights.event_dim)
+        blocks_TAE = inner_TX.reshape(-1, weights.num_adapters, weights.vector_dim)
         gated_TX = (blocks_TAE * gate_TA[:, :, None]).reshape(
-            -1, weights.num_adapters * weights.event_dim
+            -1, weights.num_adapters * weights.vector_dim
         )
         adapted_TD = gated_TX @ weights.down_weight_XD + gate_TA @ weights.down_bias_AD
         return torch.where((adapter_T == 0)[:, None], tokens_TD, adapted_TD)

@@ -18,7 +18,7 @@ from qanchor.bundle.manifest import EVENT_ENCODER, PREFIX, SUFFIX, past_names, p
 from qanchor.bundle.packing import PackedSuffix, SuffixQuery, UserSuffix, pack, scenario_suffix
 from qanchor.bundle.reader import Bundle
 from qanchor.config import Scenario
-from qanchor.data.prefix import PrefixLayout, build_layout, slot_vectors
+from qanchor.data.prefix import PrefixLayout, build_layout, slot_vectors, with_measures
 from qanchor.data.render import RenderedProfile
 
 FloatArray = npt.NDArray[np.float32]
@@ -90,7 +90,8 @@ class BundleRunner:
     ) -> EncodedPrefix:
         """Encode a user's prefix; see `prefill` for `chunk_len` and `spare`."""
         layout = build_layout(rendered.num_events, self.bundle.manifest.tokens)
-        vectors_PE = slot_vectors(layout, rendered.num_events, self.event_vectors(rendered))
+        vectors_NE = with_measures(self.event_vectors(rendered), rendered)
+        vectors_PE = slot_vectors(layout, rendered.num_events, vectors_NE)
         return self.prefill(layout, vectors_PE, chunk_len, spare)
 
     def prefill(

@@ -44,15 +44,15 @@ def run(args: argparse.Namespace) -> int:
 
     with joined_processes() as processes:
         dataset = open_dataset(args.dataset)
+        recipe = override(recipe_named(args.recipe), args.assignments)
         triples = args.triples or args.run_dir / "triples.parquet"
         if processes.is_first and not triples.is_file():
             triples.parent.mkdir(parents=True, exist_ok=True)
-            write_triples(dataset, triples)
+            write_triples(dataset, triples, recipe.triples)
         processes.wait()
         if args.resume:
             checkpoint = resume(dataset, triples, args.run_dir, processes)
         else:
-            recipe = override(recipe_named(args.recipe), args.assignments)
             checkpoint = pretrain(recipe, dataset, triples, args.run_dir, processes)
     if processes.is_first:
         print(msgspec.json.encode({"checkpoint": str(checkpoint)}).decode())

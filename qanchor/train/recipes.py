@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from qanchor.config import Config, nearest
+from qanchor.data.useru import TripleOptions
 from qanchor.decoder import DecoderConfig, LoraConfig
 from qanchor.encoder.event_encoder import EventEncoderConfig
 from qanchor.errors import ConfigError
@@ -90,6 +91,8 @@ class Recipe(Config, frozen=True, kw_only=True):
     head: HeadConfig = HeadConfig()
     lora: LoraConfig | None = None
     loss: LossConfig = LossConfig()
+    triples: TripleOptions = TripleOptions()
+    """Read where `qanchor pretrain` makes the triples itself."""
     train: TrainConfig = TrainConfig()
 
 
@@ -114,10 +117,13 @@ def mini() -> Recipe:
             drop_equal_answers=True,
             next_token_context="user_emb",
         ),
+        # Three as-of days per train user: the same people, three times as much to predict.
+        triples=TripleOptions(views_per_user=2, per_user_future=24, per_user_uqa=6),
         train=TrainConfig(
             learning_rate=1e-3,
-            steps=4500,
+            steps=1900,
             users_per_batch=32,
+            queries_per_user=6,
             warmup_steps=100,
             dtype="bfloat16",
             evaluate_every=500,

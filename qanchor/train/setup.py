@@ -1,7 +1,7 @@
 """From a data set and a recipe to a step-0 checkpoint and tokenised training material."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,8 @@ from tokenizers import Tokenizer
 
 from qanchor.checkpoint import Checkpoint, CheckpointMeta, build_model
 from qanchor.data.dataset import Dataset
+from qanchor.data.views import stream_views
+from qanchor.errors import ConfigError, DataError
 from qanchor.tokenization import (
     add_prefix_tokens,
     event_pad_id,
@@ -22,7 +24,13 @@ from qanchor.train.corpus import PrefixCorpus, RenderedCorpus, render_corpus, to
 from qanchor.train.event_vectors import with_event_vectors
 from qanchor.train.recipes import Recipe, TrainConfig
 from qanchor.train.source import InMemory
-from qanchor.train.triples import BatchOrder, UserTriples, load_triples, read_triple_texts
+from qanchor.train.triples import (
+    BatchOrder,
+    TripleTexts,
+    UserTriples,
+    load_triples,
+    read_triple_texts,
+)
 
 TOKENIZER_SAMPLE = 200_000
 
@@ -41,10 +49,10 @@ def prepare(recipe: Recipe, dataset: Dataset, triples_path: Path) -> tuple[Check
 
     Labels are not read. Raises DataError when the triples name a user outside the train split.
     """
-    rendered = render_users(dataset, dataset.user_ids("train"))
-    _, _, queries, answers = read_triple_texts(triples_path)
-    checkpoint = fresh_checkpoint(recipe, dataset, rendered.texts, (queries, answers))
-    data = material(checkpoint, rendered, triples_path)
+    texts = read_triple_texts(triples_path)
+    rendered = render_views(dataset, texts)
+    checkpoint = fresh_checkpoint(recipe, dataset, rendered.texts, (texts.queries, texts.answers))
+    data = material(checkpoint, rendered, texts)
     if recipe.train.centre_users:
         centre_adapters(checkpoint.model, data.corpus, recipe.train.centre_users, recipe.train.seed)
     return checkpoint, data
@@ -73,9 +81,40 @@ def fresh_checkpoint(
     return Checkpoint(model, meta, tokenizer, event_tokenizer)
 
 
+def render_views(dataset: Dataset, texts: TripleTexts) -> RenderedCorpus:
+    """Render the views that have triples, `user_ids` of the result being their names.
+
+    Raises DataError when a triple is of a user outside the train split.
+    """
+    shifts = texts.shifts()
+    for user_id in shifts:
+        if dataset.split_of.get(user_id) != "train":
+            raise DataError("triples: user_id", user_id, "is no train user", "make them again")
+    with_future = any(any(of_user) for of_user in shifts.values())
+    views = stream_views(dataset, shifts, with_future=with_future)
+    profiles = (replace(profile, user_id=view.name) for view, profile, _ in views)
+    return render_corpus(profiles, dataset.schema, sum(len(found) for found in shifts.values()))
+
+
 def render_users(dataset: Dataset, user_ids: list[str]) -> RenderedCorpus:
     """Render the given users of a data set; `user_ids` of the result tell their order."""
     return render_corpus(dataset.profiles(user_ids=user_ids), dataset.schema, len(user_ids))
+
+
+def check_renders_alike(checkpoint: Checkpoint, dataset: Dataset) -> None:
+    """Raise ConfigError unless checkpoint and data set put profiles into the same words.
+
+    What the schema says of the prefix's layout and of the query may differ: the checkpoint's own
+    holds, wherever the two meet.
+    """
+    mine, theirs = checkpoint.meta.profile_schema, dataset.schema
+    if (mine.modalities, mine.window_days) != (theirs.modalities, theirs.window_days):
+        raise ConfigError(
+            "dataset",
+            dataset.name,
+            "the checkpoint was trained with another profile schema",
+            "use the data set it was trained with",
+        )
 
 
 def tokenized(checkpoint: Checkpoint, rendered: RenderedCorpus) -> PrefixCorpus:
@@ -84,25 +123,32 @@ def tokenized(checkpoint: Checkpoint, rendered: RenderedCorpus) -> PrefixCorpus:
     return tokenize_corpus(rendered, checkpoint.event_tokenizer, meta.event_pad, meta.tokens)
 
 
-def material(checkpoint: Checkpoint, rendered: RenderedCorpus, triples_path: Path) -> Material:
-    """Tokenise prefixes and triples; the held-out users are drawn by the recipe's seed."""
+def material(checkpoint: Checkpoint, rendered: RenderedCorpus, texts: TripleTexts) -> Material:
+    """Tokenise prefixes and triples; the held-out users are drawn by the recipe's seed.
+
+    A held-out user is held out with all views.
+    """
     corpus = tokenized(checkpoint, rendered)
     if not checkpoint.meta.recipe.event_encoder.is_trained:
         corpus = with_event_vectors(corpus, checkpoint.model.event_encoder)
-    triples = load_triples(triples_path, checkpoint, rendered.user_ids)
-    train = checkpoint.meta.recipe.train
-    training, heldout = draw_heldout(len(triples.users), train)
+    triples = load_triples(texts, checkpoint, rendered.user_ids, "triples")
+    people = sorted(set(triples.owners))
+    _, held = draw_heldout(len(people), checkpoint.meta.recipe.train)
+    heldout = {people[place] for place in held}
+    is_heldout = np.array([owner in heldout for owner in triples.owners])
     return Material(
-        corpus, triples.part(np.sort(training).tolist()), triples.part(np.sort(heldout).tolist())
+        corpus,
+        triples.part(np.flatnonzero(~is_heldout).tolist()),
+        triples.part(np.flatnonzero(is_heldout).tolist()),
     )
 
 
 def draw_heldout(
-    num_users: int, train: TrainConfig
+    num_people: int, train: TrainConfig
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Places of the users to train on and of those held out, both in random order."""
-    order = np.random.default_rng([train.seed, 1]).permutation(num_users)
-    num_heldout = min(train.heldout_users, num_users // 10)
+    """Places of the people to train on and of those held out, both in random order."""
+    order = np.random.default_rng([train.seed, 1]).permutation(num_people)
+    num_heldout = min(train.heldout_users, num_people // 10)
     return order[num_heldout:], order[:num_heldout]
 
 

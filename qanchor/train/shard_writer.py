@@ -22,6 +22,8 @@ from qanchor import config
 from qanchor.checkpoint import Checkpoint
 from qanchor.data.dataset import Dataset
 from qanchor.data.render import RenderedProfile, render_profile
+from qanchor.data.useru import SHIFT_COLUMN
+from qanchor.data.views import View, stream_views
 from qanchor.data.writer import TableWriter, write_table
 from qanchor.errors import DataError
 from qanchor.train.centre import centre_adapters
@@ -32,6 +34,7 @@ from qanchor.train.setup import draw_heldout, fresh_checkpoint, tokenized
 from qanchor.train.shards import (
     HELDOUT,
     INDEX_FILE,
+    MEASURES_FILE,
     PHRASES_FILE,
     TEXTS_FILE,
     TRIPLES_FILE,
@@ -46,8 +49,17 @@ ROWS_HELD = 256
 """Raw rows held back per shard before they are written."""
 RAW_USERS_FILE = "raw_users.parquet"
 RAW_TRIPLES_FILE = "raw_triples.parquet"
-RAW_USERS = pa.schema([("user_id", pa.string()), ("texts", pa.list_(pa.list_(pa.string())))])
-RAW_TRIPLES = pa.schema([(name, pa.string()) for name in ("user_id", "topic", "query", "answer")])
+RAW_USERS = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("view", pa.string()),
+        ("texts", pa.list_(pa.list_(pa.string()))),
+        ("measures", pa.list_(pa.list_(pa.list_(pa.float64())))),
+    ]
+)
+RAW_TRIPLES = pa.schema(
+    [(name, pa.string()) for name in ("user_id", "view", "topic", "query", "answer")]
+)
 
 
 def prepare_shards(
@@ -83,18 +95,19 @@ def _deal_out(
 ) -> list[str]:
     """Raw files of every shard; returns the shards' names, held-out users last if there are any."""
     shutil.rmtree(directory, ignore_errors=True)
-    shard_of = _draw_shards(train, _users_with_triples(dataset, triples_path))
+    shifts = _shifts(dataset, triples_path)
+    shard_of = _draw_shards(train, list(shifts))
     names = list(dict.fromkeys(sorted(shard_of.values())))
     for name in names:
         (directory / name).mkdir(parents=True)
-    bar = tqdm(dataset.profiles(list(shard_of)), total=len(shard_of), desc="rendering", unit="user")
-    users = (
-        {
-            "user_id": profile.user_id,
-            "texts": [list(texts) for texts in render_profile(profile, dataset.schema).texts],
-        }
-        for profile in bar
+    with_future = any(any(of_user) for of_user in shifts.values())
+    views = tqdm(
+        stream_views(dataset, shifts, with_future=with_future),
+        total=sum(len(of_user) for of_user in shifts.values()),
+        desc="rendering profiles",
+        unit="user",
     )
+    users = (_raw_user(view, render_profile(profile, dataset.schema)) for view, profile, _ in views)
     _route(users, shard_of, RAW_USERS, {name: directory / name / RAW_USERS_FILE for name in names})
     triples = tqdm(_triple_rows(triples_path), desc="dealing out triples", unit="triple")
     files = {name: directory / name / RAW_TRIPLES_FILE for name in names}
@@ -102,24 +115,45 @@ def _deal_out(
     return names
 
 
-def _users_with_triples(dataset: Dataset, triples_path: Path) -> list[str]:
-    """Train users that have triples, in the data set's order. Raises DataError for others."""
+def _shifts(dataset: Dataset, triples_path: Path) -> dict[str, list[int]]:
+    """The views that have triples, by user, ascending. Raises DataError for a foreign user."""
     is_train = set(dataset.user_ids("train"))
-    found: set[str] = set()
-    number = 0
-    with pq.ParquetFile(triples_path) as file:
-        for batch in file.iter_batches(columns=["user_id"]):
-            for user_id in batch["user_id"].cast(pa.string()).to_pylist():
-                if user_id not in is_train:
-                    where = f"{triples_path.name}:{number}:user_id"
-                    raise DataError(where, user_id, "is no train user", "make the triples again")
-                found.add(user_id)
-                number += 1
-    return [user_id for user_id in dataset.user_ids("train") if user_id in found]
+    found: dict[str, set[int]] = {}
+    for number, (view, _) in enumerate(_view_rows(triples_path, [])):
+        if view.user_id not in is_train:
+            where = f"{triples_path.name}:{number}:user_id"
+            raise DataError(where, view.user_id, "is no train user", "make the triples again")
+        found.setdefault(view.user_id, set()).add(view.shift)
+    return {user: sorted(shifts) for user, shifts in sorted(found.items())}
+
+
+def _view_rows(path: Path, names: list[str]) -> Iterator[tuple[View, dict[str, str]]]:
+    """Each triple's view and its columns `names`; files without shifts have shift 0 throughout."""
+    with pq.ParquetFile(path) as file:
+        has_shifts = SHIFT_COLUMN in file.schema_arrow.names
+        columns = ["user_id", *names, *([SHIFT_COLUMN] if has_shifts else [])]
+        for batch in file.iter_batches(columns=columns):
+            for row in batch.to_pylist():
+                view = View(str(row["user_id"]), row.get(SHIFT_COLUMN, 0))
+                yield view, {name: row[name] for name in names}
+
+
+def _triple_rows(path: Path) -> Iterator[dict[str, str]]:
+    for view, row in _view_rows(path, ["topic", "query", "answer"]):
+        yield {"user_id": view.user_id, "view": view.name, **row}
+
+
+def _raw_user(view: View, rendered: RenderedProfile) -> dict[str, Any]:
+    return {
+        "user_id": view.user_id,
+        "view": view.name,
+        "texts": rendered.texts,
+        "measures": rendered.measures,
+    }
 
 
 def _draw_shards(train: TrainConfig, user_ids: list[str]) -> dict[str, str]:
-    """Shard of each user. A last shard too small for a batch joins the one before."""
+    """Shard of each user, views and all. A last one too small for a batch joins that before."""
     training, heldout = draw_heldout(len(user_ids), train)
     num_shards = max(-(-len(training) // train.shard_users), 1)
     if num_shards > 1 and len(training) % train.shard_users in range(1, train.users_per_batch):
@@ -129,12 +163,6 @@ def _draw_shards(train: TrainConfig, user_ids: list[str]) -> dict[str, str]:
         number = min(place // train.shard_users, num_shards - 1)
         shard_of[user_ids[user]] = shard_name(number)
     return shard_of
-
-
-def _triple_rows(path: Path) -> Iterator[dict[str, str]]:
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=RAW_TRIPLES.names):
-            yield from batch.cast(RAW_TRIPLES).to_pylist()
 
 
 def _route(
@@ -173,8 +201,11 @@ def _finish(checkpoint: Checkpoint, dataset: Dataset, directory: Path, names: li
             np.save(shard / VECTORS_FILE, corpus.event_vectors)
         rendered = corpus.rendered
         num_users[name] = len(rendered.user_ids)
+        if rendered.measures:
+            np.save(shard / MEASURES_FILE, np.concatenate(rendered.measures))
         users = {
-            "user_id": pa.array(rendered.user_ids, pa.string()),
+            "view": pa.array(rendered.user_ids, pa.string()),
+            "owner": pq.read_table(shard / RAW_USERS_FILE, columns=["user_id"])["user_id"],
             "num_events": pa.array(list(rendered.num_events), pa.list_(pa.int32())),
             "rows": pa.array(list(rendered.rows), pa.list_(pa.int32())),
         }
@@ -199,7 +230,7 @@ def _rendered(shard: Path, dataset: Dataset) -> RenderedCorpus:
     """The raw users of a shard with their distinct texts numbered."""
     with pq.ParquetFile(shard / RAW_USERS_FILE) as file:
         users = (
-            (row["user_id"], RenderedProfile(tuple(tuple(texts) for texts in row["texts"])))
+            (row["view"], RenderedProfile(row["texts"], row["measures"]))
             for batch in file.iter_batches()
             for row in batch.to_pylist()
         )
@@ -207,12 +238,12 @@ def _rendered(shard: Path, dataset: Dataset) -> RenderedCorpus:
 
 
 def _finish_triples(
-    checkpoint: Checkpoint, shard: Path, user_ids: tuple[str, ...], topic_of: dict[str, int]
+    checkpoint: Checkpoint, shard: Path, views: tuple[str, ...], topic_of: dict[str, int]
 ) -> list[int]:
     """Write the shard's triples as numbers; new topics get theirs. Returns each triple's topic."""
-    table = pq.read_table(shard / RAW_TRIPLES_FILE)
-    owners, topics, queries, answers = (column.to_pylist() for column in table.columns)
-    row_of = {user_id: row for row, user_id in enumerate(user_ids)}
+    table = pq.read_table(shard / RAW_TRIPLES_FILE, columns=["view", "topic", "query", "answer"])
+    asked, topics, queries, answers = (column.to_pylist() for column in table.columns)
+    row_of = {view: row for row, view in enumerate(views)}
     phrase_of: dict[tuple[str, bool], int] = {}
     phrases: list[tuple[int, ...]] = []
 
@@ -224,7 +255,7 @@ def _finish_triples(
         return row
 
     columns = {
-        "user": [row_of[owner] for owner in owners],
+        "user": [row_of[view] for view in asked],
         "topic": [topic_of.setdefault(topic, len(topic_of)) for topic in topics],
         "query": [phrase(query, is_query=True) for query in queries],
         "answer": [phrase(answer, is_query=False) for answer in answers],

@@ -1,9 +1,11 @@
 """Training users in shards on disk, for data sets that do not fit in memory.
 
-A shard directory holds some thousand users, drawn at random, tokenised once:
+A shard directory holds some thousand users, drawn at random with all their views (several as-of
+days of one user, qanchor.data.views), tokenised once:
 
     index.json                 ShardIndex; written last: without it the directory is unfinished
-    00000/users.parquet        user_id, num_events, rows (into texts)
+    00000/users.parquet        view (its name), owner (user id), num_events, rows (into texts)
+    00000/measures.npy         the numbers beside each event, where the schema has them
     00000/texts.parquet        token ids of each distinct event text of the shard
     00000/phrases.parquet      token ids of each distinct query and answer of the shard
     00000/triples.parquet      user (row), topic, query, answer (rows of phrases); by user
@@ -41,6 +43,7 @@ TEXTS_FILE = "texts.parquet"
 PHRASES_FILE = "phrases.parquet"
 TRIPLES_FILE = "triples.parquet"
 VECTORS_FILE = "vectors.npy"
+MEASURES_FILE = "measures.npy"
 MAX_HELD = 2
 
 
@@ -48,8 +51,9 @@ class ShardIndex(Config, frozen=True, kw_only=True):
     """What is said of all shards together."""
 
     num_users: tuple[int, ...]
-    """Training users per shard."""
+    """Views of training users per shard."""
     num_heldout: int
+    """Views of users held out."""
     topics: tuple[str, ...]
     """Topic names; triples give their number."""
     topic_counts: tuple[int, ...]
@@ -58,7 +62,7 @@ class ShardIndex(Config, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One shard in memory: users are rows of its own corpus."""
+    """One shard in memory: its users are views, rows of its own corpus."""
 
     corpus: PrefixCorpus
     triples: UserTriples
@@ -77,18 +81,23 @@ def read_index(directory: Path) -> ShardIndex | None:
 
 
 def read_shard(directory: Path, meta: CheckpointMeta) -> Shard:
-    """Read one shard; event vectors stay on disk and are read row by row."""
+    """Read one shard; event vectors and measures stay on disk and are read row by row."""
     users = pq.read_table(directory / USERS_FILE)
-    num_events, rows = _lists(users["num_events"]), _lists(users["rows"])
+    num_events = np.split(*_splits(users["num_events"]))
+    row_values, row_ends = _splits(users["rows"])
+    measures = directory / MEASURES_FILE
     text_offsets, text_tokens = _flat_lists(pq.read_table(directory / TEXTS_FILE)["tokens"])
     vectors = directory / VECTORS_FILE
     corpus = PrefixCorpus(
         rendered=RenderedCorpus(
-            user_ids=tuple(users["user_id"].to_pylist()),
+            user_ids=tuple(users["view"].to_pylist()),
             num_events=tuple(tuple(counts.tolist()) for counts in num_events),
-            rows=tuple(rows),
+            rows=tuple(np.split(row_values, row_ends)),
             texts=(),
             text_limits=np.zeros(0, dtype=np.int32),
+            measures=tuple(np.split(np.load(measures, mmap_mode="r"), row_ends))
+            if measures.is_file()
+            else (),
         ),
         tokens=meta.tokens,
         event_pad=meta.event_pad,
@@ -96,7 +105,7 @@ def read_shard(directory: Path, meta: CheckpointMeta) -> Shard:
         text_offsets=text_offsets,
         event_vectors=np.load(vectors, mmap_mode="r") if vectors.is_file() else None,
     )
-    triples = _read_triples(directory, len(users))
+    triples = _read_triples(directory, users["owner"].to_pylist())
     return Shard(corpus, triples, np.array([corpus.prefix_len(user) for user in triples.users]))
 
 
@@ -223,7 +232,8 @@ class _Segments(Sequence[Sequence[Segment]]):
         return tuple(self.phrase_tokens[start:end].tolist())
 
 
-def _read_triples(directory: Path, num_users: int) -> UserTriples:
+def _read_triples(directory: Path, owners: list[str]) -> UserTriples:
+    num_users = len(owners)
     table = pq.read_table(directory / TRIPLES_FILE)
     user, topic, query, answer = (
         table[name].to_numpy() for name in ("user", "topic", "query", "answer")
@@ -234,6 +244,7 @@ def _read_triples(directory: Path, num_users: int) -> UserTriples:
         users=tuple(range(num_users)),
         segments=_Segments(offsets, query, answer, phrase_offsets, phrase_tokens),
         topics=[of_user.tolist() for of_user in np.split(topic, offsets[1:-1])],
+        owners=owners,
     )
 
 
@@ -246,6 +257,7 @@ def _flat_lists(
     return offsets, lists.values.to_numpy()
 
 
-def _lists(column: pa.ChunkedArray) -> list[npt.NDArray[np.int32]]:
+def _splits(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Values of a column of int32 lists, and where to cut them."""
     offsets, values = _flat_lists(column)
-    return np.split(values, offsets[1:-1])
+    return values, offsets[1:-1]

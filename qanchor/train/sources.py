@@ -7,10 +7,11 @@ from qanchor.data.dataset import Dataset
 from qanchor.errors import DataError
 from qanchor.train.recipes import Recipe
 from qanchor.train.run_directory import SHARDS_DIR
-from qanchor.train.setup import Material, batch_source, material, prepare, render_users
+from qanchor.train.setup import Material, batch_source, material, prepare, render_views
 from qanchor.train.shard_writer import prepare_shards, shards_again
 from qanchor.train.shards import HELDOUT, ShardedSource, read_index, read_shard
 from qanchor.train.source import Sources
+from qanchor.train.triples import read_triple_texts
 
 
 def fresh_sources(
@@ -34,8 +35,8 @@ def sources_again(
     recipe = checkpoint.meta.recipe
     if recipe.train.shard_users:
         return in_shards(checkpoint, run_dir)
-    rendered = render_users(dataset, dataset.user_ids("train"))
-    return in_memory(recipe, material(checkpoint, rendered, triples_path))
+    texts = read_triple_texts(triples_path)
+    return in_memory(recipe, material(checkpoint, render_views(dataset, texts), texts))
 
 
 def mend_shards(

@@ -14,7 +14,6 @@ from qanchor.bundle.reader import Bundle, open_bundle
 from qanchor.client import AsyncClient, CacheState, EmbedRequestItem
 from qanchor.config import ModalitySpec, ProfileSchema
 from qanchor.data.profile import Event, Profile
-from qanchor.data.render import RenderedProfile
 from qanchor.errors import BundleError, ConfigError
 from qanchor_server.config import ServerConfig
 from qanchor_server.engine.ort import OrtEngine, OrtOptions
@@ -78,7 +77,7 @@ def test_users_batched_equal_users_alone_with_slots_of_any_capacity(engine, bund
     slots, users, expected = [], [], []
     for number, case in enumerate(bundle.parity):
         prepared = prepare_rendered(
-            RenderedProfile(case.texts), user_id="", version=1, as_of_s=0, manifest=bundle.manifest
+            case.rendered, user_id="", version=1, as_of_s=0, manifest=bundle.manifest
         )
         slot = engine.allocate_slot(len(prepared.layout) + 13 * number)
         encoder.encode(prepared, slot)
@@ -96,7 +95,7 @@ def test_users_batched_equal_users_alone_with_slots_of_any_capacity(engine, bund
 def test_a_soft_prompt_changes_its_own_query_only(engine, bundle):
     case = bundle.parity[0]
     prepared = prepare_rendered(
-        RenderedProfile(case.texts), user_id="", version=1, as_of_s=0, manifest=bundle.manifest
+        case.rendered, user_id="", version=1, as_of_s=0, manifest=bundle.manifest
     )
     slot = engine.allocate_slot(len(prepared.layout))
     encoder_of(engine, bundle, 16).encode(prepared, slot)

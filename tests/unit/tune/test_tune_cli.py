@@ -12,7 +12,9 @@ from qanchor.config import override
 from qanchor.data.dataset import open_dataset
 from qanchor.data.useru import write_triples
 from qanchor.data.wallet import generate_wallet
+from qanchor.eval.config import EvalConfig
 from qanchor.eval.evaluate import evaluate
+from qanchor.eval.methods import Subject
 from qanchor.train.recipes import mini
 from qanchor.train.setup import prepare
 
@@ -88,9 +90,10 @@ def test_compile_takes_tuned_scenarios_and_eval_judges_the_result(
         (2, True, 0),
     ]
     checkpoint, dataset = load_checkpoint(Path(wallet[0])), open_dataset(wallet[1])
-    result = evaluate({"Q-Anchor": checkpoint}, dataset, False, 0, file.scenarios)
-    assert [method.method for method in result.methods] == ["Q-Anchor", "compiled"]
-    plain, soft = ({s.scenario: s for s in method.scenarios} for method in result.methods)
+    subject = Subject(checkpoint, tuned=file.scenarios)
+    methods = evaluate(subject, dataset, EvalConfig(parts=(), num_draws=10)).evaluation.methods
+    assert [method.method for method in methods] == ["Q-Anchor", "compiled"]
+    plain, soft = ({s.scenario: s for s in method.scenarios} for method in methods)
     assert set(plain) == set(soft) == {scenario.name for scenario in dataset.scenarios}
     assert soft["fraud_30d"].auc == plain["fraud_30d"].auc
 
