@@ -100,6 +100,13 @@ class QAnchorModel(nn.Module):
         decoder: PreTrainedModel = self.language_model.get_decoder()
         return decoder
 
+    def recompute_layers(self) -> None:
+        """From now on keep only each layer's input of a training pass (gradient checkpointing)."""
+        for part in (self.language_model, self.event_encoder.model):
+            # transformers 5 renames it on the way; either keeps random states for the second time.
+            name = "activation_checkpointing_enable"
+            getattr(part, name if hasattr(part, name) else "gradient_checkpointing_enable")()
+
     def embed_tokens(self, token_ids: Tensor) -> Tensor:
         """Input embeddings [..., D] of token ids [...]."""
         embeddings: Tensor = self.decoder.get_input_embeddings()(token_ids)

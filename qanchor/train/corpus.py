@@ -97,12 +97,21 @@ def render_corpus(
     profiles: Iterable[Profile], schema: ProfileSchema, num_users: int
 ) -> RenderedCorpus:
     """Render every profile, with a progress bar over `num_users`."""
+    bar = tqdm(profiles, total=num_users, desc="rendering profiles", unit="user")
+    return collect_rendered(
+        ((profile.user_id, render_profile(profile, schema)) for profile in bar), schema
+    )
+
+
+def collect_rendered(
+    users: Iterable[tuple[str, RenderedProfile]], schema: ProfileSchema
+) -> RenderedCorpus:
+    """Number the distinct texts of rendered users (id, profile)."""
     row_of: dict[tuple[str, int], int] = {}
     user_ids, num_events, rows = [], [], []
     measures: list[npt.NDArray[np.float32]] = []
-    for profile in tqdm(profiles, total=num_users, desc="rendering profiles", unit="user"):
-        rendered = render_profile(profile, schema)
-        user_ids.append(profile.user_id)
+    for user_id, rendered in users:
+        user_ids.append(user_id)
         num_events.append(rendered.num_events)
         rows.append(_rows(rendered, schema, row_of))
         if schema.has_measures:

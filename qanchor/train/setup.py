@@ -1,9 +1,11 @@
 """From a data set and a recipe to a step-0 checkpoint and tokenised training material."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from qanchor.checkpoint import Checkpoint, CheckpointMeta, build_model
@@ -20,7 +22,8 @@ from qanchor.tokenization import (
 from qanchor.train.centre import centre_adapters
 from qanchor.train.corpus import PrefixCorpus, RenderedCorpus, render_corpus, tokenize_corpus
 from qanchor.train.event_vectors import with_event_vectors
-from qanchor.train.recipes import Recipe
+from qanchor.train.recipes import Recipe, TrainConfig
+from qanchor.train.source import InMemory
 from qanchor.train.triples import (
     BatchOrder,
     TripleTexts,
@@ -48,24 +51,34 @@ def prepare(recipe: Recipe, dataset: Dataset, triples_path: Path) -> tuple[Check
     """
     texts = read_triple_texts(triples_path)
     rendered = render_views(dataset, texts)
+    checkpoint = fresh_checkpoint(recipe, dataset, rendered.texts, (texts.queries, texts.answers))
+    data = material(checkpoint, rendered, texts)
+    if recipe.train.centre_users:
+        centre_adapters(checkpoint.model, data.corpus, recipe.train.centre_users, recipe.train.seed)
+    return checkpoint, data
+
+
+def fresh_checkpoint(
+    recipe: Recipe,
+    dataset: Dataset,
+    event_texts: Sequence[str],
+    triple_texts: tuple[list[str], list[str]],
+) -> Checkpoint:
+    """Tokenizers, where they are learnt from these texts (queries, answers), and a fresh model."""
+    queries, answers = triple_texts
     rng = np.random.default_rng(recipe.train.seed)
-    event_tokenizer = _event_tokenizer(recipe, _sample(list(rendered.texts), rng))
-    tokenizer = _decoder_tokenizer(recipe, _sample(sorted(set(texts.queries)) + texts.answers, rng))
-    tokens = add_prefix_tokens(tokenizer, dataset.schema)
+    event_tokenizer = _event_tokenizer(recipe, _sample(list(event_texts), rng))
+    tokenizer = _decoder_tokenizer(recipe, _sample(sorted(set(queries)) + answers, rng))
     meta = CheckpointMeta(
         recipe=recipe,
         profile_schema=dataset.schema,
-        tokens=tokens,
+        tokens=add_prefix_tokens(tokenizer, dataset.schema),
         event_pad=event_pad_id(event_tokenizer),
         scenarios=dataset.scenarios,
         step=0,
     )
     model = build_model(meta, tokenizer, event_tokenizer)
-    checkpoint = Checkpoint(model, meta, tokenizer, event_tokenizer)
-    data = material(checkpoint, rendered, texts)
-    if recipe.train.centre_users:
-        centre_adapters(model, data.corpus, recipe.train.centre_users, recipe.train.seed)
-    return checkpoint, data
+    return Checkpoint(model, meta, tokenizer, event_tokenizer)
 
 
 def render_views(dataset: Dataset, texts: TripleTexts) -> RenderedCorpus:
@@ -120,22 +133,31 @@ def material(checkpoint: Checkpoint, rendered: RenderedCorpus, texts: TripleText
         corpus = with_event_vectors(corpus, checkpoint.model.event_encoder)
     triples = load_triples(texts, checkpoint, rendered.user_ids, "triples")
     train = checkpoint.meta.recipe.train
-    people = sorted(set(triples.owners))
-    order = np.random.default_rng([train.seed, 1]).permutation(len(people))
-    num_heldout = min(train.heldout_users, len(order) // 10)
-    heldout = {people[place] for place in order[:num_heldout]}
-    is_heldout = np.array([owner in heldout for owner in triples.owners])
+    person_of = {view.name: view.user_id for view in texts.views}
+    owners = [person_of[rendered.user_ids[row]] for row in triples.users]
+    people = list(dict.fromkeys(owners))
+    _, heldout = draw_heldout(len(people), train)
+    kept_out = {people[place] for place in heldout}
     return Material(
         corpus,
-        _select(triples, np.flatnonzero(~is_heldout)),
-        _select(triples, np.flatnonzero(is_heldout)),
+        triples.part([entry for entry, owner in enumerate(owners) if owner not in kept_out]),
+        triples.part([entry for entry, owner in enumerate(owners) if owner in kept_out]),
     )
 
 
-def batch_order(recipe: Recipe, corpus: PrefixCorpus, triples: UserTriples) -> BatchOrder:
-    """The deterministic visiting order of `triples` under a recipe."""
+def draw_heldout(
+    num_users: int, train: TrainConfig
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Places of the users to train on and of those held out, both in random order."""
+    order = np.random.default_rng([train.seed, 1]).permutation(num_users)
+    num_heldout = min(train.heldout_users, num_users // 10)
+    return order[num_heldout:], order[:num_heldout]
+
+
+def batch_source(recipe: Recipe, corpus: PrefixCorpus, triples: UserTriples) -> InMemory:
+    """The batches of `triples` in the deterministic order of a recipe."""
     counts = triples.topic_counts
-    return BatchOrder(
+    order = BatchOrder(
         triples=triples,
         topic_share=counts / counts.sum(),
         prefix_lens=np.array([corpus.prefix_len(user) for user in triples.users]),
@@ -143,16 +165,7 @@ def batch_order(recipe: Recipe, corpus: PrefixCorpus, triples: UserTriples) -> B
         queries_per_user=recipe.train.queries_per_user,
         seed=recipe.train.seed,
     )
-
-
-def _select(triples: UserTriples, entries: np.ndarray) -> UserTriples:
-    kept = np.sort(entries)
-    return UserTriples(
-        tuple(triples.users[entry] for entry in kept),
-        tuple(triples.segments[entry] for entry in kept),
-        tuple(triples.topics[entry] for entry in kept),
-        tuple(triples.owners[entry] for entry in kept),
-    )
+    return InMemory(order, corpus)
 
 
 def _sample(texts: list[str], rng: np.random.Generator) -> list[str]:
