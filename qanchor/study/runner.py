@@ -89,7 +89,7 @@ def run_study(given: StudyInput, study_dir: Path) -> StudyResult:
     """
     study_dir.mkdir(parents=True, exist_ok=True)
     dataset, settings = given.dataset, given.settings
-    triples = base_triples(given.triples, dataset, study_dir)
+    triples = base_triples(given.triples, dataset, given.recipe, study_dir)
     runs = [variant_run(one, given.recipe, dataset, triples) for one in given.study.variants]
     users = chosen_users(dataset, settings.max_users)
     rendered = render_users(dataset, users)

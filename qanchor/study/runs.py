@@ -82,11 +82,11 @@ def checkpoint_of(run: VariantRun, dataset: Dataset, triples: Path, runs_dir: Pa
     return run_dir / LATEST
 
 
-def base_triples(given: Path | None, dataset: Dataset, study_dir: Path) -> Path:
-    """The triples all variants draw from: those given, or the data set's, made once."""
+def base_triples(given: Path | None, dataset: Dataset, recipe: Recipe, study_dir: Path) -> Path:
+    """The triples all variants draw from: those given, or the recipe's, made once."""
     path = given or study_dir / TRIPLES_FILE
     if not path.is_file():
-        write_triples(dataset, path)
+        write_triples(dataset, path, recipe.triples)
     return path
 
 

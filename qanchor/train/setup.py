@@ -132,14 +132,16 @@ def material(checkpoint: Checkpoint, rendered: RenderedCorpus, texts: TripleText
     if not checkpoint.meta.recipe.event_encoder.is_trained:
         corpus = with_event_vectors(corpus, checkpoint.model.event_encoder)
     triples = load_triples(texts, checkpoint, rendered.user_ids, "triples")
-    people = sorted(set(triples.owners))
-    _, held = draw_heldout(len(people), checkpoint.meta.recipe.train)
-    heldout = {people[place] for place in held}
-    is_heldout = np.array([owner in heldout for owner in triples.owners])
+    train = checkpoint.meta.recipe.train
+    person_of = {view.name: view.user_id for view in texts.views}
+    owners = [person_of[rendered.user_ids[row]] for row in triples.users]
+    people = list(dict.fromkeys(owners))
+    _, heldout = draw_heldout(len(people), train)
+    kept_out = {people[place] for place in heldout}
     return Material(
         corpus,
-        triples.part(np.flatnonzero(~is_heldout).tolist()),
-        triples.part(np.flatnonzero(is_heldout).tolist()),
+        triples.part([entry for entry, owner in enumerate(owners) if owner not in kept_out]),
+        triples.part([entry for entry, owner in enumerate(owners) if owner in kept_out]),
     )
 
 

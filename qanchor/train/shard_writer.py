@@ -52,13 +52,16 @@ RAW_TRIPLES_FILE = "raw_triples.parquet"
 RAW_USERS = pa.schema(
     [
         ("user_id", pa.string()),
-        ("view", pa.string()),
+        (SHIFT_COLUMN, pa.int16()),
         ("texts", pa.list_(pa.list_(pa.string()))),
         ("measures", pa.list_(pa.list_(pa.list_(pa.float64())))),
     ]
 )
 RAW_TRIPLES = pa.schema(
-    [(name, pa.string()) for name in ("user_id", "view", "topic", "query", "answer")]
+    [
+        *((name, pa.string()) for name in ("user_id", "topic", "query", "answer")),
+        (SHIFT_COLUMN, pa.int16()),
+    ]
 )
 
 
@@ -95,19 +98,15 @@ def _deal_out(
 ) -> list[str]:
     """Raw files of every shard; returns the shards' names, held-out users last if there are any."""
     shutil.rmtree(directory, ignore_errors=True)
-    shifts = _shifts(dataset, triples_path)
+    shifts = _views_with_triples(dataset, triples_path)
     shard_of = _draw_shards(train, list(shifts))
     names = list(dict.fromkeys(sorted(shard_of.values())))
     for name in names:
         (directory / name).mkdir(parents=True)
     with_future = any(any(of_user) for of_user in shifts.values())
-    views = tqdm(
-        stream_views(dataset, shifts, with_future=with_future),
-        total=sum(len(of_user) for of_user in shifts.values()),
-        desc="rendering profiles",
-        unit="user",
-    )
-    users = (_raw_user(view, render_profile(profile, dataset.schema)) for view, profile, _ in views)
+    views = stream_views(dataset, shifts, with_future=with_future)
+    bar = tqdm(views, total=sum(map(len, shifts.values())), desc="rendering", unit="view")
+    users = (_raw_user(view, render_profile(profile, dataset.schema)) for view, profile, _ in bar)
     _route(users, shard_of, RAW_USERS, {name: directory / name / RAW_USERS_FILE for name in names})
     triples = tqdm(_triple_rows(triples_path), desc="dealing out triples", unit="triple")
     files = {name: directory / name / RAW_TRIPLES_FILE for name in names}
@@ -115,41 +114,33 @@ def _deal_out(
     return names
 
 
-def _shifts(dataset: Dataset, triples_path: Path) -> dict[str, list[int]]:
-    """The views that have triples, by user, ascending. Raises DataError for a foreign user."""
-    is_train = set(dataset.user_ids("train"))
-    found: dict[str, set[int]] = {}
-    for number, (view, _) in enumerate(_view_rows(triples_path, [])):
-        if view.user_id not in is_train:
-            where = f"{triples_path.name}:{number}:user_id"
-            raise DataError(where, view.user_id, "is no train user", "make the triples again")
-        found.setdefault(view.user_id, set()).add(view.shift)
-    return {user: sorted(shifts) for user, shifts in sorted(found.items())}
-
-
-def _view_rows(path: Path, names: list[str]) -> Iterator[tuple[View, dict[str, str]]]:
-    """Each triple's view and its columns `names`; files without shifts have shift 0 throughout."""
-    with pq.ParquetFile(path) as file:
-        has_shifts = SHIFT_COLUMN in file.schema_arrow.names
-        columns = ["user_id", *names, *([SHIFT_COLUMN] if has_shifts else [])]
-        for batch in file.iter_batches(columns=columns):
-            for row in batch.to_pylist():
-                view = View(str(row["user_id"]), row.get(SHIFT_COLUMN, 0))
-                yield view, {name: row[name] for name in names}
-
-
-def _triple_rows(path: Path) -> Iterator[dict[str, str]]:
-    for view, row in _view_rows(path, ["topic", "query", "answer"]):
-        yield {"user_id": view.user_id, "view": view.name, **row}
-
-
 def _raw_user(view: View, rendered: RenderedProfile) -> dict[str, Any]:
     return {
         "user_id": view.user_id,
-        "view": view.name,
-        "texts": rendered.texts,
-        "measures": rendered.measures,
+        SHIFT_COLUMN: view.shift,
+        "texts": [list(texts) for texts in rendered.texts],
+        "measures": [[list(row) for row in rows] for rows in rendered.measures],
     }
+
+
+def _views_with_triples(dataset: Dataset, triples_path: Path) -> dict[str, list[int]]:
+    """Shifts of the train users that have triples, users in the data set's order.
+
+    Raises DataError for a triple of another user.
+    """
+    is_train = set(dataset.user_ids("train"))
+    found: dict[str, set[int]] = {}
+    number = 0
+    with pq.ParquetFile(triples_path) as file:
+        for batch in _triple_batches(file):
+            users, shifts = batch["user_id"].to_pylist(), batch[SHIFT_COLUMN].to_pylist()
+            for user_id, shift in zip(users, shifts, strict=True):
+                if user_id not in is_train:
+                    where = f"{triples_path.name}:{number}:user_id"
+                    raise DataError(where, user_id, "is no train user", "make the triples again")
+                found.setdefault(user_id, set()).add(shift)
+                number += 1
+    return {user: sorted(found[user]) for user in dataset.user_ids("train") if user in found}
 
 
 def _draw_shards(train: TrainConfig, user_ids: list[str]) -> dict[str, str]:
@@ -163,6 +154,25 @@ def _draw_shards(train: TrainConfig, user_ids: list[str]) -> dict[str, str]:
         number = min(place // train.shard_users, num_shards - 1)
         shard_of[user_ids[user]] = shard_name(number)
     return shard_of
+
+
+def _triple_batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    """The columns of RAW_TRIPLES; a file without shifts has shift 0 throughout."""
+    present = [name for name in RAW_TRIPLES.names if name in file.schema_arrow.names]
+    for batch in file.iter_batches(columns=present):
+        if SHIFT_COLUMN not in present:
+            zeros = pa.array(np.zeros(batch.num_rows, dtype=np.int16))
+            yield (
+                batch.append_column(SHIFT_COLUMN, zeros).select(RAW_TRIPLES.names).cast(RAW_TRIPLES)
+            )
+        else:
+            yield batch.select(RAW_TRIPLES.names).cast(RAW_TRIPLES)
+
+
+def _triple_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with pq.ParquetFile(path) as file:
+        for batch in _triple_batches(file):
+            yield from batch.to_pylist()
 
 
 def _route(
@@ -209,6 +219,9 @@ def _finish(checkpoint: Checkpoint, dataset: Dataset, directory: Path, names: li
             "num_events": pa.array(list(rendered.num_events), pa.list_(pa.int32())),
             "rows": pa.array(list(rendered.rows), pa.list_(pa.int32())),
         }
+        if rendered.measures:
+            flat = [numbers.ravel() for numbers in rendered.measures]
+            users["measures"] = pa.array(flat, pa.list_(pa.float32()))
         write_table(pa.table(users), shard / USERS_FILE)
         tokens = pa.LargeListArray.from_arrays(corpus.text_offsets, corpus.text_tokens)
         write_table(pa.table({"tokens": tokens}), shard / TEXTS_FILE)
@@ -230,20 +243,28 @@ def _rendered(shard: Path, dataset: Dataset) -> RenderedCorpus:
     """The raw users of a shard with their distinct texts numbered."""
     with pq.ParquetFile(shard / RAW_USERS_FILE) as file:
         users = (
-            (row["view"], RenderedProfile(row["texts"], row["measures"]))
+            (View(row["user_id"], row[SHIFT_COLUMN]).name, _rendered_user(row))
             for batch in file.iter_batches()
             for row in batch.to_pylist()
         )
         return collect_rendered(users, dataset.schema)
 
 
+def _rendered_user(row: dict[str, Any]) -> RenderedProfile:
+    return RenderedProfile(
+        tuple(tuple(texts) for texts in row["texts"]),
+        tuple(tuple(tuple(numbers) for numbers in rows) for rows in row["measures"]),
+    )
+
+
 def _finish_triples(
     checkpoint: Checkpoint, shard: Path, views: tuple[str, ...], topic_of: dict[str, int]
 ) -> list[int]:
     """Write the shard's triples as numbers; new topics get theirs. Returns each triple's topic."""
-    table = pq.read_table(shard / RAW_TRIPLES_FILE, columns=["view", "topic", "query", "answer"])
-    asked, topics, queries, answers = (column.to_pylist() for column in table.columns)
-    row_of = {view: row for row, view in enumerate(views)}
+    table = pq.read_table(shard / RAW_TRIPLES_FILE)
+    owners, topics, queries, answers, shifts = (c.to_pylist() for c in table.columns)
+    names = [View(owner, shift).name for owner, shift in zip(owners, shifts, strict=True)]
+    row_of = {user_id: row for row, user_id in enumerate(user_ids)}
     phrase_of: dict[tuple[str, bool], int] = {}
     phrases: list[tuple[int, ...]] = []
 
@@ -255,7 +276,7 @@ def _finish_triples(
         return row
 
     columns = {
-        "user": [row_of[view] for view in asked],
+        "user": [row_of[name] for name in names],
         "topic": [topic_of.setdefault(topic, len(topic_of)) for topic in topics],
         "query": [phrase(query, is_query=True) for query in queries],
         "answer": [phrase(answer, is_query=False) for answer in answers],

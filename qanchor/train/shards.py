@@ -4,8 +4,7 @@ A shard directory holds some thousand users, drawn at random with all their view
 days of one user, qanchor.data.views), tokenised once:
 
     index.json                 ShardIndex; written last: without it the directory is unfinished
-    00000/users.parquet        view (its name), owner (user id), num_events, rows (into texts)
-    00000/measures.npy         the numbers beside each event, where the schema has them
+    00000/users.parquet        user_id (name of the view), num_events, rows (into texts), measures
     00000/texts.parquet        token ids of each distinct event text of the shard
     00000/phrases.parquet      token ids of each distinct query and answer of the shard
     00000/triples.parquet      user (row), topic, query, answer (rows of phrases); by user
@@ -31,6 +30,7 @@ import pyarrow.parquet as pq
 from qanchor import config
 from qanchor.checkpoint import CheckpointMeta
 from qanchor.config import Config
+from qanchor.data.measures import NUM_MEASURES
 from qanchor.train.batches import Segment
 from qanchor.train.corpus import PrefixCorpus, RenderedCorpus
 from qanchor.train.source import Picked
@@ -95,9 +95,7 @@ def read_shard(directory: Path, meta: CheckpointMeta) -> Shard:
             rows=tuple(np.split(row_values, row_ends)),
             texts=(),
             text_limits=np.zeros(0, dtype=np.int32),
-            measures=tuple(np.split(np.load(measures, mmap_mode="r"), row_ends))
-            if measures.is_file()
-            else (),
+            measures=_measures(users),
         ),
         tokens=meta.tokens,
         event_pad=meta.event_pad,
@@ -232,8 +230,16 @@ class _Segments(Sequence[Sequence[Segment]]):
         return tuple(self.phrase_tokens[start:end].tolist())
 
 
-def _read_triples(directory: Path, owners: list[str]) -> UserTriples:
-    num_users = len(owners)
+def _measures(users: pa.Table) -> tuple[npt.NDArray[np.float32], ...]:
+    """The numbers beside each user's texts [N, F]; none where the schema has none."""
+    if "measures" not in users.column_names:
+        return ()
+    lists = users["measures"].cast(pa.large_list(pa.float32())).combine_chunks()
+    flat = np.split(lists.values.to_numpy(), lists.offsets.to_numpy()[1:-1])
+    return tuple(numbers.reshape(-1, NUM_MEASURES) for numbers in flat)
+
+
+def _read_triples(directory: Path, num_users: int) -> UserTriples:
     table = pq.read_table(directory / TRIPLES_FILE)
     user, topic, query, answer = (
         table[name].to_numpy() for name in ("user", "topic", "query", "answer")

@@ -30,8 +30,6 @@ class UserTriples:
     segments: Sequence[Sequence[Segment]]
     topics: Sequence[Sequence[int]]
     """Topic number of each segment."""
-    owners: Sequence[str]
-    """`owners[i]`: id of the person behind users[i]; several views may be of one person."""
 
     def part(self, entries: Sequence[int]) -> "UserTriples":
         """The users at the given places."""
@@ -83,7 +81,6 @@ def load_triples(
     Raises DataError for a triple of another user: only train users may be learnt from.
     """
     row_of = {name: row for row, name in enumerate(view_names)}
-    owner_of: dict[int, str] = {}
     by_user: dict[int, list[tuple[Segment, int]]] = {}
     ids_of: dict[str, tuple[int, ...]] = {}
     topic_of: dict[str, int] = {}
@@ -103,15 +100,12 @@ def load_triples(
             ids_of[answer] = checkpoint.encode_answer(answer)
         segment = Segment(ids_of[query], ids_of[answer])
         topic_number = topic_of.setdefault(topic, len(topic_of))
-        row = row_of[view.name]
-        owner_of[row] = view.user_id
-        by_user.setdefault(row, []).append((segment, topic_number))
+        by_user.setdefault(row_of[view.name], []).append((segment, topic_number))
     users = tuple(sorted(by_user))
     return UserTriples(
         users,
         tuple(tuple(segment for segment, _ in by_user[user]) for user in users),
         tuple(tuple(topic for _, topic in by_user[user]) for user in users),
-        tuple(owner_of[user] for user in users),
     )
 
 
