@@ -146,11 +146,11 @@ def material(checkpoint: Checkpoint, rendered: RenderedCorpus, texts: TripleText
 
 
 def draw_heldout(
-    num_people: int, train: TrainConfig
+    num_users: int, train: TrainConfig
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Places of the people to train on and of those held out, both in random order."""
-    order = np.random.default_rng([train.seed, 1]).permutation(num_people)
-    num_heldout = min(train.heldout_users, num_people // 10)
+    """Places of the users to train on and of those held out, both in random order."""
+    order = np.random.default_rng([train.seed, 1]).permutation(num_users)
+    num_heldout = min(train.heldout_users, num_users // 10)
     return order[num_heldout:], order[:num_heldout]
 
 

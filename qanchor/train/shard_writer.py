@@ -34,7 +34,6 @@ from qanchor.train.setup import draw_heldout, fresh_checkpoint, tokenized
 from qanchor.train.shards import (
     HELDOUT,
     INDEX_FILE,
-    MEASURES_FILE,
     PHRASES_FILE,
     TEXTS_FILE,
     TRIPLES_FILE,
@@ -144,7 +143,7 @@ def _views_with_triples(dataset: Dataset, triples_path: Path) -> dict[str, list[
 
 
 def _draw_shards(train: TrainConfig, user_ids: list[str]) -> dict[str, str]:
-    """Shard of each user, views and all. A last one too small for a batch joins that before."""
+    """Shard of each user. A last shard too small for a batch joins the one before."""
     training, heldout = draw_heldout(len(user_ids), train)
     num_shards = max(-(-len(training) // train.shard_users), 1)
     if num_shards > 1 and len(training) % train.shard_users in range(1, train.users_per_batch):
@@ -211,11 +210,8 @@ def _finish(checkpoint: Checkpoint, dataset: Dataset, directory: Path, names: li
             np.save(shard / VECTORS_FILE, corpus.event_vectors)
         rendered = corpus.rendered
         num_users[name] = len(rendered.user_ids)
-        if rendered.measures:
-            np.save(shard / MEASURES_FILE, np.concatenate(rendered.measures))
         users = {
-            "view": pa.array(rendered.user_ids, pa.string()),
-            "owner": pq.read_table(shard / RAW_USERS_FILE, columns=["user_id"])["user_id"],
+            "user_id": pa.array(rendered.user_ids, pa.string()),
             "num_events": pa.array(list(rendered.num_events), pa.list_(pa.int32())),
             "rows": pa.array(list(rendered.rows), pa.list_(pa.int32())),
         }
@@ -258,7 +254,7 @@ def _rendered_user(row: dict[str, Any]) -> RenderedProfile:
 
 
 def _finish_triples(
-    checkpoint: Checkpoint, shard: Path, views: tuple[str, ...], topic_of: dict[str, int]
+    checkpoint: Checkpoint, shard: Path, user_ids: tuple[str, ...], topic_of: dict[str, int]
 ) -> list[int]:
     """Write the shard's triples as numbers; new topics get theirs. Returns each triple's topic."""
     table = pq.read_table(shard / RAW_TRIPLES_FILE)

@@ -1,7 +1,6 @@
 """Training users in shards on disk, for data sets that do not fit in memory.
 
-A shard directory holds some thousand users, drawn at random with all their views (several as-of
-days of one user, qanchor.data.views), tokenised once:
+A shard directory holds some thousand users, drawn at random, tokenised once:
 
     index.json                 ShardIndex; written last: without it the directory is unfinished
     00000/users.parquet        user_id (name of the view), num_events, rows (into texts), measures
@@ -43,7 +42,6 @@ TEXTS_FILE = "texts.parquet"
 PHRASES_FILE = "phrases.parquet"
 TRIPLES_FILE = "triples.parquet"
 VECTORS_FILE = "vectors.npy"
-MEASURES_FILE = "measures.npy"
 MAX_HELD = 2
 
 
@@ -51,9 +49,8 @@ class ShardIndex(Config, frozen=True, kw_only=True):
     """What is said of all shards together."""
 
     num_users: tuple[int, ...]
-    """Views of training users per shard."""
+    """Training users per shard."""
     num_heldout: int
-    """Views of users held out."""
     topics: tuple[str, ...]
     """Topic names; triples give their number."""
     topic_counts: tuple[int, ...]
@@ -62,7 +59,7 @@ class ShardIndex(Config, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One shard in memory: its users are views, rows of its own corpus."""
+    """One shard in memory: users are rows of its own corpus."""
 
     corpus: PrefixCorpus
     triples: UserTriples
@@ -81,18 +78,16 @@ def read_index(directory: Path) -> ShardIndex | None:
 
 
 def read_shard(directory: Path, meta: CheckpointMeta) -> Shard:
-    """Read one shard; event vectors and measures stay on disk and are read row by row."""
+    """Read one shard; event vectors stay on disk and are read row by row."""
     users = pq.read_table(directory / USERS_FILE)
-    num_events = np.split(*_splits(users["num_events"]))
-    row_values, row_ends = _splits(users["rows"])
-    measures = directory / MEASURES_FILE
+    num_events, rows = _lists(users["num_events"]), _lists(users["rows"])
     text_offsets, text_tokens = _flat_lists(pq.read_table(directory / TEXTS_FILE)["tokens"])
     vectors = directory / VECTORS_FILE
     corpus = PrefixCorpus(
         rendered=RenderedCorpus(
-            user_ids=tuple(users["view"].to_pylist()),
+            user_ids=tuple(users["user_id"].to_pylist()),
             num_events=tuple(tuple(counts.tolist()) for counts in num_events),
-            rows=tuple(np.split(row_values, row_ends)),
+            rows=tuple(rows),
             texts=(),
             text_limits=np.zeros(0, dtype=np.int32),
             measures=_measures(users),
@@ -103,7 +98,7 @@ def read_shard(directory: Path, meta: CheckpointMeta) -> Shard:
         text_offsets=text_offsets,
         event_vectors=np.load(vectors, mmap_mode="r") if vectors.is_file() else None,
     )
-    triples = _read_triples(directory, users["owner"].to_pylist())
+    triples = _read_triples(directory, len(users))
     return Shard(corpus, triples, np.array([corpus.prefix_len(user) for user in triples.users]))
 
 
@@ -250,7 +245,6 @@ def _read_triples(directory: Path, num_users: int) -> UserTriples:
         users=tuple(range(num_users)),
         segments=_Segments(offsets, query, answer, phrase_offsets, phrase_tokens),
         topics=[of_user.tolist() for of_user in np.split(topic, offsets[1:-1])],
-        owners=owners,
     )
 
 
@@ -263,7 +257,6 @@ def _flat_lists(
     return offsets, lists.values.to_numpy()
 
 
-def _splits(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """Values of a column of int32 lists, and where to cut them."""
+def _lists(column: pa.ChunkedArray) -> list[npt.NDArray[np.int32]]:
     offsets, values = _flat_lists(column)
-    return values, offsets[1:-1]
+    return np.split(values, offsets[1:-1])

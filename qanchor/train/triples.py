@@ -37,7 +37,6 @@ class UserTriples:
             tuple(self.users[entry] for entry in entries),
             tuple(self.segments[entry] for entry in entries),
             tuple(self.topics[entry] for entry in entries),
-            tuple(self.owners[entry] for entry in entries),
         )
 
     @property

@@ -163,7 +163,8 @@ def test_topics_are_counted_over_the_training_users(
     heldout = in_shards(*made).heldout
     assert isinstance(heldout, InMemory)
     table = pq.read_table(wallet / "triples.parquet").to_pylist()
-    held = set(heldout.order.triples.owners)
+    names = heldout.corpus.rendered.user_ids
+    held = {names[user].split("@")[0] for user in heldout.order.triples.users}
     assert len(held) == 3
     counts = [
         sum(row["topic"] == topic and row["user_id"] not in held for row in table)
