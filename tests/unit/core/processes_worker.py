@@ -26,9 +26,10 @@ from qanchor.train.gradient_cache import backward
 from qanchor.train.parallel import Placement, Replicated
 from qanchor.train.recipes import Recipe
 from qanchor.train.run_directory import METRICS_FILE
-from qanchor.train.setup import batch_source, material, render_users
+from qanchor.train.setup import batch_source, material, render_views
 from qanchor.train.source import Picked
 from qanchor.train.step import Step
+from qanchor.train.triples import read_triple_texts
 
 PLACEMENTS = {"ddp": Replicated, "fsdp": FullySharded}
 VARIANTS = {
@@ -59,8 +60,8 @@ def uneven_batch(directory: Path) -> Picked:
     """The first batch, but its first user is asked one question less: shares then differ."""
     checkpoint = load_checkpoint(directory / "start")
     dataset = open_dataset(directory / "data")
-    rendered = render_users(dataset, dataset.user_ids("train"))
-    data = material(checkpoint, rendered, directory / "triples.parquet")
+    texts = read_triple_texts(directory / "triples.parquet")
+    data = material(checkpoint, render_views(dataset, texts), texts)
     picked = batch_source(checkpoint.meta.recipe, data.corpus, data.training).batch(0)
     return Picked(picked.corpus, picked.users, [picked.segments[0][1:], *picked.segments[1:]])
 

@@ -18,7 +18,7 @@ from qanchor.checkpoint import Checkpoint, load_checkpoint
 from qanchor.config import override
 from qanchor.data.dataset import Dataset, open_dataset
 from qanchor.data.prefix import ADAPTER_FIRST_EVENT
-from qanchor.data.useru import write_triples
+from qanchor.data.useru import TripleOptions, write_triples
 from qanchor.data.wallet import generate_wallet
 from qanchor.errors import ConfigError, DataError
 from qanchor.train import pretrain as training
@@ -26,24 +26,27 @@ from qanchor.train.batches import anchor_batch
 from qanchor.train.pretrain import METRICS_FILE, pretrain, resume
 from qanchor.train.recipes import Recipe, TrainConfig
 from qanchor.train.run_directory import SHARDS_DIR
-from qanchor.train.setup import material, render_users
+from qanchor.train.setup import material, render_views
 from qanchor.train.shard_writer import RAW_USERS_FILE
 from qanchor.train.shards import Shard, ShardedSource, ShardReader, read_index
-from qanchor.train.source import Picked
+from qanchor.train.source import InMemory, Picked
 from qanchor.train.sources import fresh_sources, in_shards
 from qanchor.train.step import StepLosses
+from qanchor.train.triples import read_triple_texts
 
 NUM_USERS = 60
 NUM_TRAINED = 32
+NUM_VIEWS = 2 * NUM_TRAINED
 USERS_PER_BATCH = 4
 
 
 @pytest.fixture(scope="module")
 def wallet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Simulated users with the triples of 36 train users."""
+    """Simulated users with the triples of 35 train users, each on two days."""
     directory = tmp_path_factory.mktemp("wallet")
     generate_wallet(directory / "data", NUM_USERS, seed=3)
-    write_triples(open_dataset(directory / "data"), directory / "all.parquet")
+    options = TripleOptions(views_per_user=1)
+    write_triples(open_dataset(directory / "data"), directory / "all.parquet", options)
     table = pq.read_table(directory / "all.parquet")
     some = list(dict.fromkeys(table["user_id"].to_pylist()))[: NUM_TRAINED + 3]
     kept = pa.compute.is_in(table["user_id"], pa.array(some))
@@ -80,7 +83,7 @@ def source_of(made: tuple[Checkpoint, Path]) -> ShardedSource:
 
 
 def seen(picked: Picked) -> list[tuple[str, tuple[Any, ...]]]:
-    """User ids and segments of a batch, in order."""
+    """View names and segments of a batch, in order."""
     ids = picked.corpus.rendered.user_ids
     return [
         (ids[user], tuple(segments))
@@ -90,34 +93,36 @@ def seen(picked: Picked) -> list[tuple[str, tuple[Any, ...]]]:
 
 def test_every_user_is_visited_once_per_epoch(made: tuple[Checkpoint, Path]) -> None:
     source = source_of(made)
-    assert source.num_users == NUM_TRAINED
-    assert source.batches_per_epoch == NUM_TRAINED // USERS_PER_BATCH
+    assert source.num_users == NUM_VIEWS
+    assert source.batches_per_epoch == NUM_VIEWS // USERS_PER_BATCH
     epochs = []
     for epoch in range(2):
         steps = range(epoch * source.batches_per_epoch, (epoch + 1) * source.batches_per_epoch)
         epochs.append([user for step in steps for user, _ in seen(source.batch(step))])
-        assert len(set(epochs[-1])) == len(epochs[-1]) == NUM_TRAINED
+        assert len(set(epochs[-1])) == len(epochs[-1]) == NUM_VIEWS
     assert set(epochs[0]) == set(epochs[1])
     assert epochs[0] != epochs[1]
     heldout = in_shards(*made).heldout
     assert heldout is not None
-    assert not {user for user, _ in seen(heldout.batch(0))} & set(epochs[0])
+    held = {user.split("@")[0] for user, _ in seen(heldout.batch(0))}
+    assert not held & {user.split("@")[0] for user in epochs[0]}
 
 
 def test_the_order_is_the_same_again_and_from_the_middle_on(made: tuple[Checkpoint, Path]) -> None:
-    whole = [seen(source_of(made).batch(step)) for step in range(12)]
+    whole = [seen(source_of(made).batch(step)) for step in range(24)]
     one_reader = source_of(made)
-    assert [seen(one_reader.batch(step)) for step in range(12)] == whole
+    assert [seen(one_reader.batch(step)) for step in range(24)] == whole
     resumed = source_of(made)
-    assert [seen(resumed.batch(step)) for step in range(7, 12)] == whole[7:]
+    assert [seen(resumed.batch(step)) for step in range(13, 24)] == whole[13:]
 
 
 def test_a_batch_of_a_shard_is_that_of_memory(made: tuple[Checkpoint, Path], wallet: Path) -> None:
     """Same users, same segments: the same tensors, whichever corpus they come from."""
     checkpoint, _ = made
     dataset = open_dataset(wallet / "data")
-    rendered = render_users(dataset, dataset.user_ids("train"))
-    data = material(checkpoint, rendered, wallet / "triples.parquet")
+    texts = read_triple_texts(wallet / "triples.parquet")
+    rendered = render_views(dataset, texts)
+    data = material(checkpoint, rendered, texts)
     row_of = {user_id: row for row, user_id in enumerate(rendered.user_ids)}
     known = {
         user: set(segments)
@@ -132,7 +137,9 @@ def test_a_batch_of_a_shard_is_that_of_memory(made: tuple[Checkpoint, Path], wal
             assert set(segments) <= known[user]
         mine = anchor_batch(picked.corpus, picked.users, picked.segments)
         theirs = anchor_batch(data.corpus, users, picked.segments)
-        for name in ("prefix_token_ids_BP", "adapter_BP", "suffix_token_ids_BS", "labels_BS"):
+        for name in (
+            "prefix_token_ids_BP", "adapter_BP", "measures_BPF", "suffix_token_ids_BS", "labels_BS",
+        ):  # fmt: skip
             assert getattr(mine, name).equal(getattr(theirs, name)), name
         is_event_BP = mine.adapter_BP >= ADAPTER_FIRST_EVENT
         # Padding shifts a float32 sum by its last bit: shards encode texts in other company.
@@ -151,12 +158,14 @@ def test_topics_are_counted_over_the_training_users(
     _, run_dir = made
     index = read_index(run_dir / SHARDS_DIR)
     assert index is not None
-    assert index.num_users == (8, 8, 8, 8)
-    assert index.num_heldout == 3
+    assert index.num_users == (16, 16, 16, 16)
+    assert index.num_heldout == 6
     heldout = in_shards(*made).heldout
-    assert heldout is not None
+    assert isinstance(heldout, InMemory)
     table = pq.read_table(wallet / "triples.parquet").to_pylist()
-    held = {user for user, _ in seen(heldout.batch(0))}
+    names = heldout.corpus.rendered.user_ids
+    held = {names[user].split("@")[0] for user in heldout.order.triples.users}
+    assert len(held) == 3
     counts = [
         sum(row["topic"] == topic and row["user_id"] not in held for row in table)
         for topic in index.topics
@@ -245,7 +254,7 @@ def test_users_too_few_for_a_batch_of_their_own_join_the_shard_before(
     fresh_sources(joined, dataset, wallet / "triples.parquet", tmp_path)
     index = read_index(tmp_path / SHARDS_DIR)
     assert index is not None
-    assert index.num_users == (16, 19)
+    assert index.num_users == (32, 38)
 
 
 def test_a_triple_of_a_test_user_is_refused(recipe: Recipe, wallet: Path, tmp_path: Path) -> None:

@@ -64,18 +64,18 @@ def test_a_killed_study_goes_on_and_a_finished_one_only_reads(
         words += ["--set", assignment]
     words += ["--set-tune", "steps=2", "--set-tune", "max_train_users=40"]
     calls = 0
-    original = training.compute_losses
+    original = training.backward
 
     def killed_in_the_fourth_run(*args: Any, **kwargs: Any) -> training.StepLosses:
         nonlocal calls
         calls += 1
-        # Three steps of base and one evaluation; then two of the user-only run.
-        if calls == 6:
+        # Three steps of base, then two of the user-only run.
+        if calls == 5:
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "compute_losses", killed_in_the_fourth_run)
+        patch.setattr(training, "backward", killed_in_the_fourth_run)
         with pytest.raises(KeyboardInterrupt):
             main(words)
     finished = {path.stem for path in (out / "variants").glob("*.json")}
