@@ -55,7 +55,7 @@ class Draws:
     @property
     def average(self) -> tuple[Floats, Floats]:
         """AUC [B] and KS [B] averaged over scenarios; those without both classes are left out."""
-        return np.nanmean(self.auc, axis=1), np.nanmean(self.ks, axis=1)
+        return over_scenarios(self.auc), over_scenarios(self.ks)
 
 
 class Bootstrap:
@@ -73,6 +73,13 @@ class Bootstrap:
             for one in scenarios
         ]
         return Draws(*(np.stack(columns, axis=1) for columns in zip(*pairs, strict=True)))
+
+
+def over_scenarios(values_BS: Floats) -> Floats:
+    """Mean of each draw over the scenarios that have a number in it; NaN where none has."""
+    with np.errstate(invalid="ignore"):
+        found: Floats = np.nansum(values_BS, axis=1) / (~np.isnan(values_BS)).sum(axis=1)
+    return found
 
 
 def interval(values_B: Floats) -> Interval:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from qanchor.bundle.scenario_file import with_replaced
 from qanchor.checkpoint import checkpoint_id
 from qanchor.config import Scenario, nearest
 from qanchor.data.dataset import Dataset
@@ -84,7 +83,7 @@ def evaluate(subject: Subject, dataset: Dataset, settings: EvalConfig) -> Evalua
         queries=_queries(settings, judged, embedded, bootstrap),
         attention=_attention(subject, dataset, settings, judged, corpus),
     )
-    return Evaluated(evaluation, _projections(settings, judged, embedded))
+    return Evaluated(evaluation, _projections(subject, settings, judged, embedded))
 
 
 def untrained_beside(checkpoint_dir: Path) -> Path | None:
@@ -154,26 +153,24 @@ def _attention(
     if "attention" not in settings.parts:
         return None
     users = judged.test_rows[: settings.attention_users].tolist()
-    tuned = with_replaced(dataset.scenarios, subject.tuned) if subject.tuned else ()
-    return attention_shares(subject.checkpoint, corpus, users, dataset.scenarios, tuned)
+    return attention_shares(subject.checkpoint, corpus, users, dataset.scenarios, subject.tuned)
 
 
 def _projections(
-    settings: EvalConfig, judged: JudgedUsers, embedded: Embedded
+    subject: Subject, settings: EvalConfig, judged: JudgedUsers, embedded: Embedded
 ) -> tuple[Projection, ...]:
-    """Every scenario's labelled test users in the plane, base and tuned."""
+    """Every scenario's labelled test users in the plane, base and, where it is, tuned."""
     if "plots" not in settings.parts:
         return ()
-    tables = [(False, embedded.plain_UQZ)]
-    if embedded.tuned_UQZ is not None:
-        tables.append((True, embedded.tuned_UQZ))
+    tuned_names = {scenario.name for scenario in subject.tuned}
     found = []
     bar = tqdm(list(enumerate(judged.by_scenario.items())), desc="PCA and t-SNE", unit="scenario")
     for index, (name, splits) in bar:
         part = splits["test"]
         drawn = np.random.default_rng([settings.seed, 6]).permutation(len(part.rows))
         drawn = np.sort(drawn[: settings.plot_users])
-        for is_tuned, table_UQZ in tables:
-            points_UZ = table_UQZ[part.rows[drawn], index]
-            found.append(project(name, points_UZ, part.labels[drawn], is_tuned=is_tuned))
+        rows, labels = part.rows[drawn], part.labels[drawn]
+        found.append(project(name, embedded.plain_UQZ[rows, index], labels, is_tuned=False))
+        if embedded.tuned_UQZ is not None and name in tuned_names:
+            found.append(project(name, embedded.tuned_UQZ[rows, index], labels, is_tuned=True))
     return tuple(found)

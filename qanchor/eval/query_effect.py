@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from qanchor.eval.bootstrap import Bootstrap, interval
+from qanchor.eval.bootstrap import Bootstrap, interval, over_scenarios
 from qanchor.eval.metrics import auc
 from qanchor.eval.probe import linear_probe
 from qanchor.eval.results import QueryEffect
@@ -41,7 +41,7 @@ def query_effect(embeddings_UQZ: Floats, judged: JudgedUsers, bootstrap: Bootstr
         num_own_best=int((own_Q >= auc_QQ.max(axis=1)).sum()),
         num_own_above_mean=int((gain_Q > 0).sum()),
         own_minus_others=float(gain_Q.mean()),
-        own_minus_others_interval=interval(np.nanmean(gain_BQ, axis=1)),
+        own_minus_others_interval=interval(over_scenarios(gain_BQ)),
         own_minus_others_by_scenario=tuple(gain_Q.tolist()),
     )
 

@@ -1,5 +1,6 @@
 """`qanchor eval` on a small wallet: JSON, tables, and one page that loads nothing."""
 
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -95,21 +96,19 @@ def test_the_other_parts_are_there(evaluated: tuple[Path, Evaluation]) -> None:
     assert result.zero_shot is not None
     assert result.zero_shot.yes == ("Yes <b>&</b> often.",)
     assert result.queries is not None
-    shares = (
+    variance = (
         result.queries.variance_of_query
         + result.queries.variance_of_user
         + result.queries.variance_of_both
     )
-    assert shares == pytest.approx(1)
+    assert variance == pytest.approx(1)
     for index, own in enumerate(result.methods[0].scenarios):
         assert result.queries.cross_auc[index][index] == pytest.approx(own.auc)
     assert result.attention is not None
     assert result.attention.num_users == 4
-    assert len(result.attention.shares) == 2 * len(own_names(result))
-
-
-def own_names(result: Evaluation) -> list[str]:
-    return [score.scenario for score in result.methods[0].scenarios]
+    names = [score.scenario for score in result.methods[0].scenarios]
+    shares = [(one.scenario, one.is_tuned) for one in result.attention.shares]
+    assert shares == [*((name, False) for name in names), (names[0], True)]
 
 
 def test_the_page_loads_nothing_and_says_what_it_rests_on(
@@ -125,7 +124,7 @@ def test_the_page_loads_nothing_and_says_what_it_rests_on(
     assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
     facts = [result.dataset, result.recipe, result.checkpoint_id, result.environment.commit]
     assert all(fact in text for fact in [*facts, f"{result.num_users:,}"])
-    assert all(method.about.split('"')[0] in text for method in result.methods)
+    assert all(method.about in html.unescape(text) for method in result.methods)
     assert "Yes &lt;b&gt;&amp;&lt;/b&gt; often." in text
     assert "#010203" not in text
     assert text.count("<table") >= 6

@@ -40,6 +40,7 @@ users_factor = 2
 
 [[variants]]
 name = "half"
+schema = ["has_user_token=false", "has_modality_tokens=false"]
 users_share = 0.5
 steps_share = 0.34
 
@@ -106,6 +107,9 @@ def test_a_killed_study_goes_on_and_a_finished_one_only_reads(
     user_only = load_checkpoint(out / result.outcome("user-only").checkpoint)
     assert user_only.encode_query("Will the user travel?") == ()
     assert user_only.meta.recipe.train.users_per_batch == 8
+    half = load_checkpoint(out / result.outcome("half").checkpoint).meta
+    assert not half.tokens.has_user_token
+    assert not half.tokens.has_modality_tokens
     aucs = {score.auc for score in result.outcome("user-only").scores.scenarios}
     assert len(aucs) > 1, "one embedding, but a label and a probe of its own for every scenario"
 

@@ -1,8 +1,10 @@
 """`qanchor tune`, `compile` and `eval --scenarios` on a small wallet, as a user runs them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from qanchor.bundle.scenario_file import read_scenario_file
@@ -119,6 +121,19 @@ def test_wrong_use_is_told_before_any_work(
     assert not (tmp_path / "bundle").exists()
     assert main(["export", "--random", "--scenarios", str(out), str(tmp_path / "bundle")]) == 2
     assert "--random" in capsys.readouterr().err
+
+
+def test_a_model_that_hears_no_query_is_not_tuned(
+    wallet: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = load_checkpoint(Path(wallet[0]))
+    schema = msgspec.structs.replace(checkpoint.meta.profile_schema, query_template="")
+    meta = msgspec.structs.replace(checkpoint.meta, profile_schema=schema)
+    silent = replace(checkpoint, meta=meta)
+    save_checkpoint(silent, tmp_path / "silent")
+    words = ["tune", str(tmp_path / "silent"), wallet[1], str(tmp_path / "x.json")]
+    assert main([*words, "--scenario", "active_30d", *SET]) == 2
+    assert "hears no question" in capsys.readouterr().err
 
 
 def test_fewer_users_are_used_when_the_cache_would_not_hold_them(
