@@ -13,11 +13,13 @@ import json
 import logging
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -52,8 +54,8 @@ def prepare(directory: Path, num_users: int) -> None:
     save_checkpoint(checkpoint, directory / START)
 
 
-def measure(directory: Path, setting: str, num_steps: int) -> dict[str, float | str]:
-    """Seconds per step and peak resident bytes of a setting, in this process."""
+def measure(directory: Path, setting: str, num_steps: int) -> dict[str, Any]:
+    """Median seconds per step and peak resident bytes of a setting, in this process."""
     users_per_batch, users_per_piece = (int(part) for part in setting.split(":"))
     keep_freed_memory()
     torch.set_num_threads(os.cpu_count() or 1)
@@ -71,7 +73,7 @@ def measure(directory: Path, setting: str, num_steps: int) -> dict[str, float | 
     picked = source.batch(0)
     before_bytes = peak_bytes()
     seconds = []
-    for _ in range(num_steps):
+    for _ in range(1 + num_steps):
         step.model.zero_grad(set_to_none=True)
         start = time.perf_counter()
         losses = backward(step, picked, is_masked=False)
@@ -79,7 +81,8 @@ def measure(directory: Path, setting: str, num_steps: int) -> dict[str, float | 
     return {
         "setting": setting,
         "num_users": len(picked.users),
-        "step_seconds": min(seconds),
+        "step_seconds": statistics.median(seconds[1:]),
+        "all_seconds": seconds[1:],
         "before_bytes": before_bytes,
         "peak_bytes": peak_bytes(),
         "contrastive": losses.contrastive.item(),
@@ -92,14 +95,14 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def agree(rows: list[dict[str, float | str]]) -> bool:
+def agree(rows: list[dict[str, Any]]) -> bool:
     """Whether settings of one batch size have the same losses."""
-    first: dict[str, dict[str, float | str]] = {}
+    first: dict[str, dict[str, Any]] = {}
     is_same = True
     for row in rows:
         other = first.setdefault(str(row["setting"]).split(":")[0], row)
         for term in ("contrastive", "next_token"):
-            expected, found = float(other[term]), float(row[term])
+            expected, found = other[term], row[term]
             if abs(found - expected) > LOSS_TOLERANCE * abs(expected):
                 logger.error("%s of %s is %f, expected %f", term, row["setting"], found, expected)
                 is_same = False
@@ -111,7 +114,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--users", type=int, default=4500, help="simulated, all splits together")
     parser.add_argument("--settings", default="32:0,256:0,256:32,2048:32")
-    parser.add_argument("--steps", type=int, default=3, help="the quickest counts")
+    parser.add_argument(
+        "--steps", type=int, default=5, help="after one to warm up; the median is shown"
+    )
     parser.add_argument("--out", type=Path, help="where the JSON goes besides stdout")
     parser.add_argument("--one", nargs=2, metavar=("DIR", "SETTING"), help=argparse.SUPPRESS)
     args = parser.parse_args()

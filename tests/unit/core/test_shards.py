@@ -242,14 +242,13 @@ def test_users_too_few_for_a_batch_of_their_own_join_the_shard_before(
     made = fresh_sources(uneven, dataset, wallet / "triples.parquet", tmp_path)[0], tmp_path
     index = read_index(tmp_path / SHARDS_DIR)
     assert index is not None
-    assert index.num_users == (15, 15, 5)
+    assert index.num_users == (30, 30, 10)
     source = source_of(made)
-    assert source.batches_per_epoch == 3 + 3 + 1
+    assert source.batches_per_epoch == 7 + 7 + 2
     for epoch in range(3):
-        users = [
-            user for step in range(epoch * 7, epoch * 7 + 7) for user, _ in seen(source.batch(step))
-        ]
-        assert len(users) == len(set(users)) == 28
+        steps = range(epoch * 16, epoch * 16 + 16)
+        users = [user for step in steps for user, _ in seen(source.batch(step))]
+        assert len(users) == len(set(users)) == 64
     joined = override(uneven, ["train.shard_users=16"])
     fresh_sources(joined, dataset, wallet / "triples.parquet", tmp_path)
     index = read_index(tmp_path / SHARDS_DIR)
