@@ -190,6 +190,8 @@ def test_interrupted_it_says_how_to_go_on(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # Tests started in the background of a shell ignore SIGINT, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while endpoint.num_replied < 2:
         assert process.poll() is None
