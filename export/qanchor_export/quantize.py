@@ -204,7 +204,8 @@ class _Work:
         for sample in self.samples:
             present = self.graphs.keys_values(sample)
             found = [part[0].abs().amax(1, keepdim=True) for part in present]
-            peaks = [torch.maximum(a, b) for a, b in zip(peaks, found, strict=True)] or found
+            before = peaks or found
+            peaks = [torch.maximum(a, b) for a, b in zip(before, found, strict=True)]
         for index, layer in enumerate(self.decoder.stack):
             peaks_2G1K = torch.stack(peaks[2 * index : 2 * index + 2])
             scales_2G1K = (peaks_2G1K * (_KV_MARGIN / INT8_PEAK)).clamp(min=1e-12)
