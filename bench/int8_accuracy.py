@@ -2,8 +2,8 @@
 
     python -m bench.int8_accuracy CHECKPOINT DATASET [--max-users 2000]
 
-Exports the checkpoint in float32 and in int8 (calibrated on train users of the data set), embeds the
-first users of each split through ONNX Runtime under every scenario's question, and compares:
+Exports the checkpoint in float32 and in int8 (calibrated on train users of the data set), embeds
+the first users of each split through ONNX Runtime under every scenario's question, and compares:
 cosines vector by vector, and the test AUC of linear probes fitted to each side on its own.
 
 Legend: U users, Q questions, Z embedding_dim.

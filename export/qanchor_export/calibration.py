@@ -25,8 +25,6 @@ from qanchor_export.source import ExportSource
 
 DEFAULT_NUM_USERS = 32
 _NUM_SAMPLE_USERS = 4
-_SAMPLE_FILL = 0.1
-"""Of each modality's limit: the event encoder is the expensive part of a large random model."""
 _TEXTS_PER_BATCH = 64
 
 
@@ -57,7 +55,7 @@ def calibration_users(
     Raises ConfigError for a data set of another schema, DataError for one that is broken.
     """
     if dataset is None:
-        users = sample_users(source.schema, _NUM_SAMPLE_USERS, seed=2, fill=_SAMPLE_FILL)
+        users = sample_users(source.schema, _NUM_SAMPLE_USERS, seed=2)
         return CalibrationUsers(tuple(users), SAMPLE_QUERIES, "made-up users")
     # Not at the top: reading a data set needs pyarrow, exporting does not.
     from qanchor.data.dataset import open_dataset

@@ -2,7 +2,7 @@
 
 The shapes follow `prefix_spec` and `suffix_spec` of the manifest. Keys and values of the past are
 read where they lie: scores against the past and among the new tokens are computed apart and joined
-as scores, and the query heads that share a KV head are folded into rows, so that keys and values
+afterwards, and the query heads that share a KV head are folded into rows, so that keys and values
 are never joined, repeated or copied.
 
 Legend: T new tokens (packed_len or chunk_len), B users, R row_len, C prefix_capacity, D decoder
@@ -29,7 +29,7 @@ MASKED = -1e30
 
 @dataclass(frozen=True, slots=True)
 class Visibility:
-    """What attention rows may see; computed once per step and shared by all layers."""
+    """Added to scores: 0 for what a row may see, else MASKED; once per step for all layers."""
 
     past_B11C: Tensor
     own_B1MR: Tensor
@@ -82,19 +82,34 @@ def attend(
 ) -> Tensor:
     """Softmax attention over the past and the new tokens, [B, G, M, K]; queries come scaled.
 
-    The past comes as stored. Scores are float32 from the masks to the softmax.
+    The past comes as stored. Scores are float32 from the masks to the softmax. In float32 (CPUs)
+    past and new tokens have a softmax each, joined by their sums: joining the scores moves all of
+    them twice. In half precision (GPUs) scores are joined: fewer kernels count more there.
     """
     own_k, own_v = own_BGRK
     past_k, past_v = (stored.to(q_BGMK.dtype) for stored in past_BGCK)
-    to_past = (store.scaled(0, q_BGMK) @ past_k.transpose(-1, -2)).float()
-    to_own = (q_BGMK @ own_k.transpose(-1, -2)).float()
-    masked = [
-        torch.where(sees.past_B11C, to_past, MASKED),
-        torch.where(sees.own_B1MR, to_own, MASKED),
-    ]
-    weights = torch.softmax(torch.cat(masked, dim=-1), dim=-1).to(q_BGMK.dtype)
+    to_past = (store.scaled(0, q_BGMK) @ past_k.transpose(-1, -2)).float() + sees.past_B11C
+    to_own = (q_BGMK @ own_k.transpose(-1, -2)).float() + sees.own_B1MR
+    if q_BGMK.dtype == torch.float32:
+        by_past, past_weight = softmax_and_level(to_past)
+        by_own, own_weight = softmax_and_level(to_own)
+        from_past = store.scaled(1, by_past @ past_v)
+        from_own = by_own @ own_v
+        share_BGM1 = torch.sigmoid(past_weight - own_weight)
+        return from_own + share_BGM1 * (from_past - from_own)
+    weights = torch.softmax(torch.cat([to_past, to_own], dim=-1), dim=-1).to(q_BGMK.dtype)
     on_past, on_own = torch.split(weights, [past_k.shape[2], own_k.shape[2]], dim=-1)
     return store.scaled(1, on_past @ past_v) + on_own @ own_v
+
+
+def softmax_and_level(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax over the last dimension, and the logarithm of its sum of exponentials.
+
+    The largest weight is exp(largest score - that logarithm): two maxima, no second exponential.
+    """
+    weights = torch.softmax(scores, dim=-1)
+    highest = scores.amax(-1, keepdim=True)
+    return weights, highest - torch.log(weights.amax(-1, keepdim=True))
 
 
 def mlp(states_TD: Tensor, layer: LayerWeights, eps: float) -> Tensor:
@@ -126,6 +141,11 @@ def mask_rows(allowed_BRR: Tensor, heads_per_kv: int) -> Tensor:
     return wide.reshape(batch, 1, row_len * heads_per_kv, row_len)
 
 
+def as_bias(allowed: Tensor) -> Tensor:
+    """0 where allowed, else MASKED."""
+    return torch.where(allowed, 0.0, MASKED)
+
+
 class PrefixGraph(nn.Module):
     """One chunk of a user's prefix to its keys (after RoPE) and values, layer by layer."""
 
@@ -152,8 +172,8 @@ class PrefixGraph(nn.Module):
         turn = rotation(columns_T + past_len_1, decoder.inv_freq)
         causal_1TT = (columns_T[:, None] >= columns_T[None, :])[None]
         sees = Visibility(
-            past_B11C=(torch.arange(capacity) < past_len_1)[None, None, None],
-            own_B1MR=mask_rows(causal_1TT, decoder.heads_per_kv),
+            past_B11C=as_bias((torch.arange(capacity) < past_len_1)[None, None, None]),
+            own_B1MR=as_bias(mask_rows(causal_1TT, decoder.heads_per_kv)),
         )
         states_TD = self.embed(token_ids_T, adapter_T, slot_vectors_TE)
         present: list[Tensor] = []
@@ -274,8 +294,8 @@ class SuffixGraph(nn.Module):
         earlier_BRR = row_index_BR[:, None, :] <= row_index_BR[:, :, None]
         past_BC = torch.arange(capacity)[None, :] < prefix_len_B[:, None]
         return Visibility(
-            past_B11C=past_BC[:, None, None, :],
-            own_B1MR=mask_rows(same_BRR & earlier_BRR, self.decoder.heads_per_kv),
+            past_B11C=as_bias(past_BC[:, None, None, :]),
+            own_B1MR=as_bias(mask_rows(same_BRR & earlier_BRR, self.decoder.heads_per_kv)),
         )
 
     def attend_on_grid(

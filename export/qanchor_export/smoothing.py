@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qanchor_export.projection import Projection, frozen
 from qanchor_export.weights import DecoderWeights, LayerWeights
 
 _LEAST = 1e-6
@@ -50,7 +51,10 @@ def layer_scales(
 
 @torch.no_grad()
 def fold(decoder: DecoderWeights, scales: list[LayerScales], *, is_undone: bool = False) -> None:
-    """Multiply the divisors into a float32 decoder in place, or take them out again."""
+    """Give a float32 decoder the smoothed weights, or take the divisors out again.
+
+    Every changed tensor is a new one: a decoder shares memory with the model it was made of.
+    """
     for layer, one in zip(decoder.stack, scales, strict=True):
         if is_undone:
             parts = (one.attention_D, one.mlp_D, one.inner_F, one.values_GK)
@@ -59,22 +63,29 @@ def fold(decoder: DecoderWeights, scales: list[LayerScales], *, is_undone: bool 
 
 
 def _fold_layer(decoder: DecoderWeights, layer: LayerWeights, one: LayerScales) -> None:
-    layer.attention_norm_D.div_(one.attention_D)
-    layer.qkv.weight.mul_(one.attention_D[:, None])
-    layer.mlp_norm_D.div_(one.mlp_D)
-    layer.gate.weight.mul_(one.mlp_D[:, None])
-    layer.up.weight.mul_(one.mlp_D[:, None])
-    layer.up.weight.div_(one.inner_F)
-    layer.down.weight.mul_(one.inner_F[:, None])
+    layer.attention_norm_D = frozen(layer.attention_norm_D / one.attention_D)
+    layer.mlp_norm_D = frozen(layer.mlp_norm_D / one.mlp_D)
     values = one.values_GK.reshape(-1)
     for projection in (layer.qkv, layer.kv):
-        if projection is not None and projection.bias is not None:
-            projection.weight[:, -len(values) :].div_(values)
-            projection.bias[-len(values) :].div_(values)
-    if layer.kv is not None:
-        layer.kv.weight.mul_(one.attention_D[:, None])
+        if projection is not None:
+            num_outputs = projection.weight.shape[1]
+            divisor_O = torch.cat([torch.ones(num_outputs - len(values)), values])
+            _scale(projection, one.attention_D, divisor_O)
     wide = one.values_GK[:, None].expand(-1, decoder.heads_per_kv, -1).reshape(-1)
-    layer.o.weight.mul_(wide[:, None])
+    _scale(layer.o, wide)
+    _scale(layer.gate, one.mlp_D)
+    _scale(layer.up, one.mlp_D, one.inner_F)
+    _scale(layer.down, one.inner_F)
+
+
+def _scale(projection: Projection, rows_I: Tensor, divisor_O: Tensor | None = None) -> None:
+    """Multiply a weight's rows, divide its columns and their bias."""
+    weight_IO = projection.weight * rows_I[:, None]
+    if divisor_O is not None:
+        weight_IO = weight_IO / divisor_O
+        if projection.bias is not None:
+            projection.bias = frozen(projection.bias / divisor_O)
+    projection.weight = frozen(weight_IO)
 
 
 def _row_peaks(weight_IO: Tensor) -> Tensor:
