@@ -76,7 +76,12 @@ def export_plans(bundle: Bundle, plans_dir: Path, limits: BucketLimits) -> tuple
 
 
 def check_operators(bundle: Bundle) -> None:
-    """Raise BundleError where a graph has operators of ONNX Runtime's own (com.microsoft)."""
+    """Raise BundleError for what TensorRT cannot take: int8 slots, ONNX Runtime's own operators."""
+    if bundle.manifest.dims.kv_dtype == "int8":
+        raise BundleError(
+            f"{bundle.path}: keys and values are int8, which TensorRT takes from quantisation "
+            "nodes only; export the checkpoint with --kv-dtype float16 or bfloat16 for it"
+        )
     for graph, spec in bundle.manifest.graphs.items():
         model = onnx.load(str(bundle.path / spec.file), load_external_data=False)
         nodes = [node for node in model.graph.node if node.domain not in STANDARD_DOMAINS]

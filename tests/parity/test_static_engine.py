@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 
 from qanchor.bundle.buckets import BucketLimits, Ladders, make_ladders
+from qanchor.bundle.manifest import Manifest
 from qanchor.bundle.packing import SuffixQuery, UserSuffix, pack
 from qanchor.bundle.reader import Bundle, open_bundle
+from qanchor.bundle.tolerance import tolerances
 from qanchor.data.prefix import build_layout, slot_vectors
 from qanchor.data.render import RenderedProfile
+from qanchor_export.bundle_writer import export_bundle
 from qanchor_export.runner import BundleRunner
 from qanchor_export.sample_users import SAMPLE_QUERIES, sample_users
+from qanchor_export.weights import Numbers
 from qanchor_server.engine import PrefixChunk
 from qanchor_server.engine.cuda import CudaOptions, OrtRunner, open_cuda_engine
 from qanchor_server.engine.memory import HostMemory
@@ -163,7 +167,9 @@ def test_a_cleared_slot_is_a_new_slot(engine, runner, users):
     slot, length = prefill(engine, runner, users[0], 64)
     engine.clear_slot(slot)
     fresh = engine.allocate_slot(slot.capacity)
-    found = [embed(engine, runner.bundle, [s], [UserSuffix(length, queries)]) for s in (slot, fresh)]
+    found = [
+        embed(engine, runner.bundle, [s], [UserSuffix(length, queries)]) for s in (slot, fresh)
+    ]
     assert np.array_equal(*found)
 
 
@@ -187,3 +193,29 @@ def test_each_bucket_is_made_ready_once(bundle, ladders, runner, users):
         embed(engine, bundle, [slot], [UserSuffix(length, queries_of(runner, count))])
     engine.warm_up(ladders.warm_up())
     assert len(ready) == len(set(ready))
+
+
+def test_float16_slots_take_half_and_give_the_same(source, users, tmp_path):
+    path = tmp_path / "float16"
+    manifest = export_bundle(source, path, numbers=Numbers(precision="float16"))
+    bundle = open_bundle(path)
+    memory, allowed = HostMemory(), tolerances(manifest)
+    ladders = make_ladders(LIMITS, manifest.limits, manifest.profile_schema)
+    engine = StaticEngine(manifest, ladders, memory, OrtRunner(bundle, memory, {}))
+    encoder = PrefixEncoder(
+        engine, bundle, chunk_len=23, max_event_tokens_per_step=500, max_cached_texts=999
+    )
+    assert check_parity(engine, encoder, bundle) < allowed.torch.max_abs
+    runner = BundleRunner(bundle, num_threads=1)
+    queries = queries_of(runner, 3)
+    filled = [prefill(engine, runner, user, 40) for user in users[:2]]
+    suffixes = [UserSuffix(length, queries) for _, length in filled]
+    found = embed(engine, bundle, [slot for slot, _ in filled], suffixes)
+    wanted = runner.suffix([(runner.encode_prefix(user), list(queries)) for user in users[:2]])
+    assert np.abs(found - wanted).max() < allowed.ways.max_abs
+    assert manifest.dims.kv_bytes_per_token * 2 == kv_bytes_of_float32(manifest)
+
+
+def kv_bytes_of_float32(manifest: Manifest) -> int:
+    dims = manifest.dims
+    return 4 * 2 * dims.num_layers * dims.num_kv_heads * dims.head_dim

@@ -17,12 +17,12 @@ import onnxruntime as ort
 from qanchor.bundle.buckets import Ladders
 from qanchor.bundle.manifest import EVENT_ENCODER, PREFIX, SUFFIX, TensorSpec
 from qanchor.bundle.reader import Bundle
+from qanchor.bundle.slot import element_type
 from qanchor_server.engine.memory import DeviceMemory
 from qanchor_server.engine.ort_session import CPU, CUDA, memory_is_retryable, open_session
 from qanchor_server.engine.static import StaticEngine, shape_of
 
-# Numbers of onnx.TensorProto.DataType: numpy has no bfloat16.
-_ONNX_TYPE = {"float32": 1, "int8": 3, "int64": 7, "float16": 10, "bfloat16": 16}
+_INT64 = 7  # onnx.TensorProto.INT64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,8 @@ class OrtRunner:
         self, tensor: TensorSpec, dims: Mapping[str, int], addresses: Mapping[str, int]
     ) -> tuple[str, int, int, tuple[int, ...], int]:
         memory, shape = self._memory, shape_of(tensor, dims)
-        kind = _ONNX_TYPE[tensor.dtype]
+        # By number, as in ONNX: numpy has no bfloat16.
+        kind = _INT64 if tensor.dtype == "int64" else element_type(tensor.dtype)
         return memory.device_type, memory.device_id, kind, shape, addresses[tensor.name]
 
 

@@ -21,6 +21,7 @@ import onnxruntime as ort
 from qanchor.bundle.manifest import EVENT_ENCODER, PREFIX, SUFFIX, past_names, present_names
 from qanchor.bundle.packing import PackedSuffix
 from qanchor.bundle.reader import Bundle
+from qanchor.bundle.slot import KvArray, element_type, storage_dtype, zero_slot
 from qanchor_server.engine import FloatArray, IntArray, PrefixChunk
 from qanchor_server.engine.ort_session import memory_is_retryable, open_session
 
@@ -37,7 +38,7 @@ class OrtOptions:
 class OrtSlot:
     """One user's keys and values and the bindings that read them."""
 
-    kv_L2GCK: FloatArray
+    kv_L2GCK: KvArray
     prefix: Any
     """IOBinding of the prefix graph, past bound."""
     suffix: Any
@@ -61,10 +62,10 @@ class OrtEngine:
         self._prefix = self._open(PREFIX, options)
         self._suffix = self._open(SUFFIX, options)
         self._empty_past = self._prefix.io_binding()
-        self._bind_past(self._empty_past, self._zeros_L2BGCK(1, 1))
-        self._present = self._zeros_L2BGCK(1, 0)
+        self._bind_past(self._empty_past, zero_slot(self._dims, 1)[:, :, None])
+        self._present = zero_slot(self._dims, 0)
         self._present_values: list[Any] = []
-        self._staging = np.zeros(0, dtype=np.float32)
+        self._staging = np.zeros(0, dtype=storage_dtype(self._dims.kv_dtype))
 
     def encode_events(self, token_ids_NT: IntArray) -> FloatArray:
         """Event vectors [N, event_dim]. Raises Retryable when out of memory."""
@@ -76,11 +77,13 @@ class OrtEngine:
     def allocate_slot(self, capacity: int) -> OrtSlot:
         """A zeroed slot for `capacity` positions. Raises Retryable when out of memory."""
         with memory_is_retryable():
-            kv_L2BGCK = self._zeros_L2BGCK(1, capacity)
+            # Zeros, not whatever lies there: a masked NaN is still a NaN after the product with 0.
+            kv_L2GCK = zero_slot(self._dims, capacity)
+            kv_L2BGCK = kv_L2GCK[:, :, None]
             prefix, suffix = self._prefix.io_binding(), self._suffix.io_binding()
             self._bind_past(prefix, kv_L2BGCK)
             self._bind_past(suffix, kv_L2BGCK)
-        return OrtSlot(kv_L2BGCK[:, :, 0], prefix, suffix)
+        return OrtSlot(kv_L2GCK, prefix, suffix)
 
     def clear_slot(self, slot: OrtSlot) -> None:
         """Overwrite the slot and the engine's working copies with zeros."""
@@ -110,7 +113,7 @@ class OrtEngine:
                 binding.bind_ortvalue_output(name, value)
             _run(self._prefix, binding, inputs)
         stop = chunk.start + chunk_len
-        slot.kv_L2GCK[:, :, :, chunk.start : stop] = self._present[:, :, 0]
+        slot.kv_L2GCK[:, :, :, chunk.start : stop] = self._present
 
     def suffix(self, packed: PackedSuffix, slots: Sequence[OrtSlot]) -> FloatArray:
         """L2-normalised embeddings [Q, Z] over the slots. Raises Retryable when out of memory."""
@@ -129,22 +132,23 @@ class OrtEngine:
         session_options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
         return open_session(self._bundle, graph, session_options)
 
-    def _zeros_L2BGCK(self, batch: int, capacity: int) -> FloatArray:
-        # Zeros, not whatever lies there: a masked NaN is still a NaN after the product with 0.
-        return np.zeros(self._kv_shape(batch, capacity), dtype=np.float32)
-
-    def _kv_shape(self, batch: int, capacity: int) -> tuple[int, ...]:
-        dims = self._dims
-        return (dims.num_layers, 2, batch, dims.num_kv_heads, capacity, dims.head_dim)
-
-    def _bind_past(self, binding: Any, kv_L2BGCK: FloatArray) -> None:
-        for name, value in zip(self._past_names, _layer_values(kv_L2BGCK), strict=True):
+    def _bind_past(self, binding: Any, kv_L2BGCK: KvArray) -> None:
+        for name, value in zip(self._past_names, self._layer_values(kv_L2BGCK), strict=True):
             binding.bind_ortvalue_input(name, value)
 
     def _fit_present(self, chunk_len: int) -> None:
-        if self._present.shape[4] != chunk_len:
-            self._present = self._zeros_L2BGCK(1, chunk_len)
-            self._present_values = _layer_values(self._present)
+        if self._present.shape[3] != chunk_len:
+            self._present = zero_slot(self._dims, chunk_len)
+            self._present_values = self._layer_values(self._present[:, :, None])
+
+    def _layer_values(self, kv_L2BGCK: KvArray) -> list[Any]:
+        """Key and value of each layer as OrtValues that share the array's memory."""
+        onnx_type = element_type(self._dims.kv_dtype)
+        return [
+            ort.OrtValue.ortvalue_from_numpy_with_onnx_type(kv_L2BGCK[layer, part], onnx_type)
+            for layer in range(kv_L2BGCK.shape[0])
+            for part in range(2)
+        ]
 
     def _stage(self, slots: Sequence[OrtSlot]) -> Any:
         """Copy several slots side by side and bind them; columns beyond a slot keep old numbers.
@@ -152,25 +156,17 @@ class OrtEngine:
         Those are finite and masked by prefix_len.
         """
         capacity = max(slot.kv_L2GCK.shape[3] for slot in slots)
-        shape = self._kv_shape(len(slots), capacity)
+        dims = self._dims
+        shape = (dims.num_layers, 2, len(slots), dims.num_kv_heads, capacity, dims.head_dim)
         size = int(np.prod(shape))
         if self._staging.size < size:
-            self._staging = np.zeros(size, dtype=np.float32)
+            self._staging = np.zeros(size, dtype=self._staging.dtype)
         kv_L2BGCK = self._staging[:size].reshape(shape)
         for user, slot in enumerate(slots):
             kv_L2BGCK[:, :, user, :, : slot.kv_L2GCK.shape[3]] = slot.kv_L2GCK
         binding = self._suffix.io_binding()
         self._bind_past(binding, kv_L2BGCK)
         return binding
-
-
-def _layer_values(kv_L2BGCK: FloatArray) -> list[Any]:
-    """Key and value of each layer as OrtValues that share the array's memory."""
-    return [
-        ort.OrtValue.ortvalue_from_numpy(kv_L2BGCK[layer, part])
-        for layer in range(kv_L2BGCK.shape[0])
-        for part in range(2)
-    ]
 
 
 def _run(session: Any, binding: Any, inputs: dict[str, npt.NDArray[Any]]) -> None:

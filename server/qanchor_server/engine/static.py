@@ -24,7 +24,15 @@ import numpy as np
 import numpy.typing as npt
 
 from qanchor.bundle.buckets import EventBucket, Ladders, PrefixBucket, SuffixBucket
-from qanchor.bundle.manifest import EVENT_ENCODER, PREFIX, SUFFIX, Manifest, TensorSpec
+from qanchor.bundle.manifest import (
+    EVENT_ENCODER,
+    KV_ITEM_BYTES,
+    PREFIX,
+    SUFFIX,
+    DType,
+    Manifest,
+    TensorSpec,
+)
 from qanchor.bundle.packing import PackedSuffix
 from qanchor.bundle.padding import fill_chunk, fill_suffix, fill_texts
 from qanchor_server.engine import FloatArray, IntArray, PrefixChunk
@@ -33,7 +41,7 @@ from qanchor_server.engine.memory import Bytes, DeviceMemory, aligned
 Bucket = SuffixBucket | PrefixBucket | EventBucket
 Addresses = Mapping[str, int]
 
-BYTES_OF = {"int64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+BYTES_OF: dict[DType, int] = {"int64": 8, **KV_ITEM_BYTES}
 PAST_PREFIX = "past_key_values."
 
 
@@ -95,8 +103,7 @@ class StaticEngine:
         self._ladders = ladders
         self._memory = memory
         self._runner = runner
-        kv = _past(manifest.graphs[PREFIX].inputs)[0]
-        self._column_bytes = manifest.dims.head_dim * BYTES_OF[kv.dtype]
+        self._column_bytes = manifest.dims.head_dim * KV_ITEM_BYTES[manifest.dims.kv_dtype]
         self._steps: dict[Bucket, _Step] = {}
         sizes = {"input": 0, "past": 0, "output": 0}
         for graph, all_dims in ladders.largest().items():
@@ -263,8 +270,7 @@ class StaticEngine:
             )
 
     def _slot_bytes(self, capacity: int) -> int:
-        dims = self._manifest.dims
-        return 2 * dims.num_layers * dims.num_kv_heads * capacity * self._column_bytes
+        return capacity * self._manifest.dims.kv_bytes_per_token
 
 
 def shape_of(tensor: TensorSpec, dims: Mapping[str, int]) -> tuple[int, ...]:

@@ -110,5 +110,5 @@ def test_the_name_of_a_set_says_machine_graphs_and_buckets(manifest):
 def test_plans_that_hold_less_than_the_settings_ask_are_refused(manifest):
     built = ladders_of(manifest)
     check_ladders(built, ladders_of(manifest, max_step_tokens=64))
-    with pytest.raises(ConfigError, match="max_step_tokens=1024: the plan files were built for 512"):
+    with pytest.raises(ConfigError, match="max_step_tokens=1024: the plan files were built"):
         check_ladders(built, ladders_of(manifest, max_step_tokens=1024))

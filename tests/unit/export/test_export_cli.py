@@ -12,6 +12,7 @@ from bench.machine import Rates
 from bench.suffix_step import Workload, agreement, step_floor
 from qanchor.bundle.manifest import ModelDims
 from qanchor.bundle.reader import open_bundle
+from qanchor.bundle.tolerance import EXACT
 from qanchor.errors import QAnchorError
 from qanchor_export.cli import add_parser
 from qanchor_export.verify import Check
@@ -53,7 +54,7 @@ def test_a_random_bundle_says_so_and_verifies(
 def test_verify_fails_where_torch_said_something_else(
     random_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wrong = [Check("torch at export = ONNX Runtime", 3, 2e-4, 1e-5)]
+    wrong = [Check("torch at export = ONNX Runtime", 3, 2e-4, 1e-5, 1.0, EXACT)]
     monkeypatch.setattr("qanchor_export.verify.verify", lambda *_, **__: wrong)
     assert run_verb("verify", str(random_bundle)) == 1
     out = capsys.readouterr().out

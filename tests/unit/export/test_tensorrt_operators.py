@@ -3,9 +3,11 @@
 The list (`tensorrt_operators.json`) says where it comes from. TensorRT itself was not at hand.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
+import msgspec
 import onnx
 import pytest
 
@@ -16,6 +18,7 @@ from qanchor.errors import BundleError, ConfigError
 from qanchor_export.bundle_writer import export_bundle
 from qanchor_export.random_source import method_schema, random_source, shape_named
 from qanchor_export.to_tensorrt import check_operators, export_plans, profile_shapes
+from qanchor_export.weights import Numbers
 
 GRAPHS = (EVENT_ENCODER, PREFIX, SUFFIX)
 _TYPE = onnx.TensorProto
@@ -35,10 +38,11 @@ def listed() -> dict:
     return json.loads((Path(__file__).parent / "tensorrt_operators.json").read_text())
 
 
-@pytest.fixture(scope="module", params=["float32"])
+@pytest.fixture(scope="module", params=["float32", "float16", "bfloat16"])
 def bundle(request, tmp_path_factory) -> Bundle:
     path = tmp_path_factory.mktemp("trt") / request.param
-    export_bundle(random_source(shape_named("tiny"), method_schema()), path)
+    numbers = Numbers(precision=request.param)
+    export_bundle(random_source(shape_named("tiny"), method_schema()), path, numbers=numbers)
     return open_bundle(path)
 
 
@@ -124,16 +128,16 @@ def test_an_operator_of_onnx_runtimes_own_is_refused(bundle, tmp_path):
     for spec in bundle.manifest.graphs.values():
         (altered / spec.file).write_bytes((bundle.path / spec.file).read_bytes())
     (altered / name).write_bytes(model.SerializeToString())
-    moved = Bundle(
-        altered,
-        bundle.manifest,
-        bundle.scenarios,
-        bundle.parity,
-        bundle.tokenizer,
-        bundle.event_tokenizer,
-    )
-    with pytest.raises(BundleError, match="TensorRT has no com.microsoft::"):
+    moved = dataclasses.replace(bundle, path=altered)
+    with pytest.raises(BundleError, match=r"TensorRT has no com\.microsoft::"):
         check_operators(moved)
+
+
+def test_int8_slots_are_refused_with_the_remedy(bundle):
+    dims = msgspec.structs.replace(bundle.manifest.dims, kv_dtype="int8")
+    manifest = msgspec.structs.replace(bundle.manifest, dims=dims)
+    with pytest.raises(BundleError, match="--kv-dtype float16 or bfloat16"):
+        check_operators(dataclasses.replace(bundle, manifest=manifest))
 
 
 def test_without_tensorrt_the_exporter_says_what_to_install(bundle, tmp_path):
