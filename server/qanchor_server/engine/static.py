@@ -41,7 +41,6 @@ from qanchor_server.engine.memory import Bytes, DeviceMemory, aligned
 Bucket = SuffixBucket | PrefixBucket | EventBucket
 Addresses = Mapping[str, int]
 
-BYTES_OF: dict[DType, int] = {"int64": 8, **KV_ITEM_BYTES}
 PAST_PREFIX = "past_key_values."
 
 
@@ -209,7 +208,7 @@ class StaticEngine:
         offset = stop = 0
         for tensor in _token_inputs(spec.inputs):
             shape = shape_of(tensor, dims)
-            stop = offset + prod(shape) * BYTES_OF[tensor.dtype]
+            stop = offset + prod(shape) * item_bytes(tensor.dtype)
             view = self._host_inputs[offset:stop].view(tensor.dtype)
             inputs[tensor.name] = view.reshape(shape)
             addresses[tensor.name] = self._regions["input"] + offset
@@ -228,7 +227,7 @@ class StaticEngine:
 
     def _take_rows(self, num_rows: int, width: int) -> FloatArray:
         """The first rows of a float32 output; waits for the device."""
-        host = self._host_output[: num_rows * width * BYTES_OF["float32"]]
+        host = self._host_output[: num_rows * width * item_bytes("float32")]
         self._memory.download(host, self._regions["output"])
         self._memory.wait()
         return host.view(np.float32).reshape(num_rows, width).copy()
@@ -281,6 +280,11 @@ def shape_of(tensor: TensorSpec, dims: Mapping[str, int]) -> tuple[int, ...]:
 _GRAPH_OF = {SuffixBucket: SUFFIX, PrefixBucket: PREFIX, EventBucket: EVENT_ENCODER}
 
 
+def item_bytes(dtype: DType) -> int:
+    """Bytes of one number."""
+    return 8 if dtype == "int64" else KV_ITEM_BYTES[dtype]
+
+
 def _past(tensors: Sequence[TensorSpec]) -> list[TensorSpec]:
     return [tensor for tensor in tensors if tensor.name.startswith(PAST_PREFIX)]
 
@@ -292,7 +296,7 @@ def _token_inputs(tensors: Sequence[TensorSpec]) -> list[TensorSpec]:
 
 
 def _num_bytes(tensor: TensorSpec, dims: Mapping[str, int]) -> int:
-    return prod(shape_of(tensor, dims)) * BYTES_OF[tensor.dtype]
+    return prod(shape_of(tensor, dims)) * item_bytes(tensor.dtype)
 
 
 def _region_bytes(manifest: Manifest, graph: str, dims: Mapping[str, int]) -> dict[str, int]:
