@@ -173,6 +173,20 @@ def test_a_cleared_slot_is_a_new_slot(engine, runner, users):
     assert np.array_equal(*found)
 
 
+def test_a_slot_exported_and_imported_is_the_same_to_the_bit(engine, runner, users):
+    queries = queries_of(runner, 2)
+    slot, length = prefill(engine, runner, users[0], 64)
+    wanted = embed(engine, runner.bundle, [slot], [UserSuffix(length, queries)])
+    num_bytes = length * runner.bundle.manifest.dims.kv_bytes_per_token
+    kept = engine.host_arena(num_bytes + 64)[:num_bytes]
+    engine.export_slot(slot, length, kept)
+    other = engine.allocate_slot(length + 29)
+    engine.import_slot(other, length, kept)
+    found = embed(engine, runner.bundle, [other], [UserSuffix(length, queries)])
+    assert np.array_equal(found, wanted)
+    assert kept[:num_bytes].any()
+
+
 def test_a_slot_there_is_no_memory_for_is_retryable(engine):
     with pytest.raises(Retryable, match="out of memory"):
         engine.allocate_slot(1 << 45)

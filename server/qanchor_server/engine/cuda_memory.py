@@ -78,7 +78,8 @@ class CudaMemory:
         self, target: tuple[int, int], source: tuple[int, int], *, num_bytes: int, num_rows: int
     ) -> None:
         """Begin a copy of `num_rows` rows; each side is (address, pitch in bytes)."""
-        kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        # The addresses tell the direction; a host side must come from `host_array`.
+        kind = runtime.cudaMemcpyKind.cudaMemcpyDefault
         _call(runtime.cudaMemcpy2DAsync, *target, *source, num_bytes, num_rows, kind, self.stream)
 
     def clear(self, address: int, num_bytes: int) -> None:

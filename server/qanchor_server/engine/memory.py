@@ -54,7 +54,10 @@ class DeviceMemory(Protocol):
     def copy_rows(
         self, target: tuple[int, int], source: tuple[int, int], *, num_bytes: int, num_rows: int
     ) -> None:
-        """Begin a copy on the device of `num_rows` rows; each side is (address, pitch in bytes)."""
+        """Begin a copy of `num_rows` rows; each side is (address, pitch in bytes).
+
+        Either side is an allocation or lies in a `host_array`.
+        """
         ...
 
     def clear(self, address: int, num_bytes: int) -> None:

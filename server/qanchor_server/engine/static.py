@@ -37,6 +37,7 @@ from qanchor.bundle.packing import PackedSuffix
 from qanchor.bundle.padding import fill_chunk, fill_suffix, fill_texts
 from qanchor_server.engine import FloatArray, IntArray, PrefixChunk
 from qanchor_server.engine.memory import Bytes, DeviceMemory, aligned
+from qanchor_server.failures import Retryable
 
 Bucket = SuffixBucket | PrefixBucket | EventBucket
 Addresses = Mapping[str, int]
@@ -158,6 +159,28 @@ class StaticEngine:
         """Give a slot's memory back."""
         self._memory.free(slot.address)
 
+    @property
+    def slot_layout(self) -> str:
+        """Element type and dimensions of a slot's numbers."""
+        dims = self._manifest.dims
+        sizes = f"[{dims.num_layers}, 2, {dims.num_kv_heads}, tokens, {dims.head_dim}]"
+        return f"{dims.kv_dtype} {sizes}"
+
+    def host_arena(self, num_bytes: int) -> Bytes:
+        """Page-locked host memory for exports and imports. Raises MemoryError."""
+        try:
+            return self._memory.host_array(num_bytes)
+        except Retryable as error:
+            raise MemoryError(str(error)) from error
+
+    def export_slot(self, slot: StaticSlot, num_tokens: int, out: Bytes) -> None:
+        """Copy the slot's first positions to the host arena, dense; one strided copy."""
+        self._move((_address(out), num_tokens), (slot.address, slot.capacity), num_tokens)
+
+    def import_slot(self, slot: StaticSlot, num_tokens: int, source: Bytes) -> None:
+        """Copy an export back into the slot's first positions; one strided copy."""
+        self._move((slot.address, slot.capacity), (_address(source), num_tokens), num_tokens)
+
     def prefill(self, slot: StaticSlot, chunk: PrefixChunk) -> None:
         """Write keys and values of a chunk into the slot. Raises Retryable when out of memory."""
         chunk_len = len(chunk.token_ids_C)
@@ -268,6 +291,17 @@ class StaticEngine:
                 num_rows=2 * dims.num_layers,
             )
 
+    def _move(self, target: tuple[int, int], source: tuple[int, int], num_columns: int) -> None:
+        """Copy the first columns of all heads; each side is (address, its columns per head)."""
+        dims, width = self._manifest.dims, self._column_bytes
+        self._memory.copy_rows(
+            (target[0], target[1] * width),
+            (source[0], source[1] * width),
+            num_bytes=num_columns * width,
+            num_rows=2 * dims.num_layers * dims.num_kv_heads,
+        )
+        self._memory.wait()
+
     def _slot_bytes(self, capacity: int) -> int:
         return capacity * self._manifest.dims.kv_bytes_per_token
 
@@ -278,6 +312,11 @@ def shape_of(tensor: TensorSpec, dims: Mapping[str, int]) -> tuple[int, ...]:
 
 
 _GRAPH_OF = {SuffixBucket: SUFFIX, PrefixBucket: PREFIX, EventBucket: EVENT_ENCODER}
+
+
+def _address(array: Bytes) -> int:
+    address: int = array.ctypes.data
+    return address
 
 
 def item_bytes(dtype: DType) -> int:
