@@ -4,7 +4,9 @@ Everything is bound by address, once per bucket, on the stream that also carries
 same runner on host memory and the CPU provider is what the tests run; on a GPU it has not run yet.
 
 ONNX Runtime captures on the first run of a `gpu_graph_id` (after the runs that settle its memory)
-and replays from then on; bound host arrays would not be read again on replay, hence addresses.
+and replays from then on; bound host arrays would not be read again on replay, hence addresses
+(onnxruntime issue 29782). Own stream, bound addresses and no wait in `run` together leave the host
+free until the engine's one wait; replay respects that since pull request 28686.
 Must not know scheduling. Call from the worker thread only.
 """
 
@@ -96,6 +98,8 @@ def open_cuda_engine(bundle: Bundle, ladders: Ladders, options: CudaOptions) -> 
     # Only here: the runner on host memory needs no CUDA bindings.
     from qanchor_server.engine.cuda_memory import CudaMemory
 
+    # Finds CUDA and cuDNN where pip put them; what it does not find, the system's loader may.
+    ort.preload_dlls()
     memory = CudaMemory(options.device_id)
     provider_options = {
         "device_id": str(options.device_id),
