@@ -11,9 +11,12 @@ from qanchor.bundle.manifest import KvDType, Precision
 from qanchor.errors import ConfigError
 
 if TYPE_CHECKING:
+    from qanchor_export.quantize import Calibration
     from qanchor_export.source import ExportSource
     from qanchor_export.verify import Check
+    from qanchor_export.weights import Numbers
 
+_NUM_SITES_SHOWN = 12
 _EXPORT_HELP = """\
 Turn a checkpoint into a bundle: three ONNX graphs, one file of weights, tokenizers, scenarios,
 parity cases and a manifest with the hash of every file. The bundle is all the server needs; it
@@ -21,6 +24,7 @@ is never changed, a new model is a new bundle.
 
   qanchor export runs/mini bundles/mini
   qanchor export runs/mini bundles/mini --scenarios tuned.json   (tuned or compiled scenarios)
+  qanchor export runs/mini bundles/mini-int8 --precision int8 --calibrate data/oulad
   qanchor export --random --shape qwen2.5-0.5b bundles/random-0.5b   (to measure an engine; 3 GB)
 
 --target tensorrt takes a finished bundle instead of a checkpoint and builds TensorRT plan files
@@ -69,8 +73,8 @@ def _add_export(subparsers: Any) -> None:
         "--precision",
         default="float32",
         choices=get_args(Precision),
-        help="what the decoder computes in. float32 (default) equals torch; float16 and bfloat16 "
-        "are for GPUs",
+        help="what the decoder computes in. float32 (default) equals torch; int8 is for CPUs and "
+        "several times as fast there; float16 and bfloat16 are for GPUs",
     )
     export.add_argument(
         "--kv-dtype",
@@ -78,6 +82,7 @@ def _add_export(subparsers: Any) -> None:
         help="how keys and values are stored: memory per user against accuracy. Default: the type "
         "of the activations",
     )
+    _add_calibration(export)
     export.add_argument("--force", action="store_true", help="replace a bundle that is there")
     export.add_argument(
         "--random",
@@ -97,6 +102,32 @@ def _add_export(subparsers: Any) -> None:
         export, "with --target tensorrt: --set max_step_tokens=512 (qanchor/bundle/buckets.py)"
     )
     export.set_defaults(run=run_export)
+
+
+def _add_calibration(export: argparse.ArgumentParser) -> None:
+    int8 = export.add_argument_group(
+        "int8",
+        "What becomes int8 is decided on real users: outliers are moved from activations into "
+        "weights, and the matrices that harm most stay float32 until the budget is met. The "
+        "bundle's int8_report.json says what each would cost.",
+    )
+    int8.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="DATASET",
+        help="data set whose train users decide; default: users made up from the schema, which "
+        "says little about a trained model",
+    )
+    int8.add_argument(
+        "--calibrate-users", type=int, default=32, metavar="N", help="users taken (default: 32)"
+    )
+    int8.add_argument(
+        "--min-cosine",
+        type=float,
+        default=0.998,
+        metavar="C",
+        help="budget: least mean cosine of the embeddings to float32 (default: 0.998)",
+    )
 
 
 def _add_verify(subparsers: Any) -> None:
@@ -131,7 +162,12 @@ def run_export(args: argparse.Namespace) -> int:
 
     source, destination = _source(args)
     numbers = Numbers(precision=args.precision, kv_dtype=args.kv_dtype)
-    manifest = export_bundle(source, destination, numbers=numbers, force=args.force)
+    calibration = _calibration(args, source, numbers)
+    manifest = export_bundle(
+        source, destination, numbers=numbers, calibration=calibration, force=args.force
+    )
+    if calibration is not None:
+        print(_int8_table(destination))
     num_bytes = sum(file.num_bytes for file in manifest.files.values())
     found = {"bundle": str(destination), "model_id": manifest.model_id, "recipe": manifest.recipe}
     print(json.dumps({**found, "num_bytes": num_bytes}))
@@ -155,6 +191,49 @@ def _run_export_plans(args: argparse.Namespace) -> int:
     found = {"plans": str(directory), "gpu": plans.gpu, "tensorrt": plans.tensorrt_version}
     print(json.dumps({**found, "num_bytes": num_bytes}))
     return 0
+
+
+def _calibration(
+    args: argparse.Namespace, source: "ExportSource", numbers: "Numbers"
+) -> "Calibration | None":
+    from qanchor_export.calibration import calibration_users
+    from qanchor_export.quantize import Calibration
+
+    if "int8" not in (numbers.precision, numbers.stored):
+        if args.calibrate is not None:
+            print("--calibrate has no effect without int8", file=sys.stderr)
+        return None
+    for flag, value, is_right in (
+        ("--calibrate-users", args.calibrate_users, args.calibrate_users >= 1),
+        ("--min-cosine", args.min_cosine, 0.0 < args.min_cosine <= 1.0),
+    ):
+        if not is_right:
+            raise ConfigError(flag, value, "out of range", "leave it out")
+    users = calibration_users(source, args.calibrate, args.calibrate_users)
+    return Calibration(users, args.min_cosine)
+
+
+def _int8_table(bundle: Path) -> str:
+    """The report's projections, the most harmful first, as aligned text."""
+    from qanchor.bundle.manifest import INT8_REPORT_FILE
+    from qanchor_export.quantize import QuantizationReport
+
+    report = config.load(QuantizationReport, bundle / INT8_REPORT_FILE)
+    lines = [
+        f"{report.users}: mean cosine to float32 {report.mean_cosine:.5f}, least "
+        f"{report.least_cosine:.5f}; smoothing {report.alpha:g} of "
+        + ", ".join(f"{alpha}: {cosine:.5f}" for alpha, cosine in report.alphas.items())
+    ]
+    if report.sites:
+        lines.append("layer  matrix  output error  cosine loss alone")
+    ordered = sorted(report.sites, key=lambda site: site.cosine_loss, reverse=True)
+    for site in ordered[:_NUM_SITES_SHOWN]:
+        kept = "" if site.is_int8 else "  stays float32"
+        lines.append(
+            f"{site.layer:5d}  {site.projection:6}  {site.output_error:12.2%}  "
+            f"{site.cosine_loss:17.2e}{kept}"
+        )
+    return "\n".join(lines)
 
 
 def run_verify(args: argparse.Namespace) -> int:

@@ -162,12 +162,16 @@ class HeadWeights(nn.Module):
 
 
 def decoder_weights(model: QAnchorModel, numbers: Numbers | None = None) -> DecoderWeights:
-    """The decoder of `model`, peft adapters merged. Raises ConfigError for unsupported maths."""
+    """The decoder of `model`, peft adapters merged, in its types; int8 parts are still float32.
+
+    Raises ConfigError for unsupported maths.
+    """
     language_model: Any = merged(model.language_model)
     numbers = numbers or Numbers()
     decoder = DecoderWeights(language_model.get_decoder(), numbers.dtype)
-    for layer in decoder.stack:
-        layer.store = KvStore(TORCH_DTYPES[numbers.stored])
+    if numbers.stored != "int8":  # whose scales take calibration
+        for layer in decoder.stack:
+            layer.store = KvStore(TORCH_DTYPES[numbers.stored])
     return decoder
 
 
