@@ -184,6 +184,13 @@ def _run_export_plans(args: argparse.Namespace) -> int:
         raise ConfigError(
             "PATH", args.paths, "--target tensorrt takes a finished BUNDLE and PLANS", "see --help"
         )
+    for flag, is_given in (
+        ("--precision", args.precision != "float32"),
+        ("--kv-dtype", args.kv_dtype is not None),
+        ("--scenarios", args.scenarios is not None),
+    ):
+        if is_given:
+            print(f"{flag} has no effect: plan files are what the bundle is", file=sys.stderr)
     bundle = open_bundle(args.paths[0])
     limits = config.override(BucketLimits(), args.assignments)
     directory, plans = export_plans(bundle, args.paths[1], limits)

@@ -241,6 +241,9 @@ class StaticEngine:
             for tensor in tensors:
                 addresses[tensor.name] = address
                 address += aligned(_num_bytes(tensor, dims))
+        # The runner may run the graph to capture it: what other buckets left here would be taken
+        # for token ids far outside the table.
+        self._memory.clear(self._regions["input"], self._sizes["input"])
         run = self._runner.ready(graph, dims, addresses)
         return _Step(inputs, self._host_inputs[:stop], run)
 

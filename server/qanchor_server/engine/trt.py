@@ -33,6 +33,8 @@ class TrtOptions:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
+    runtime: Any
+    """Kept: an engine must not outlive the runtime that loaded it."""
     engine: Any
     profiles: tuple[dict[str, Range], ...]
 
@@ -111,7 +113,7 @@ def _load(runtime: Any, directory: Path, plan: GraphPlan) -> _Plan:
     engine = runtime.deserialize_cuda_engine((directory / plan.file).read_bytes())
     if engine is None:
         raise BundleError(f"{directory / plan.file}: TensorRT cannot load it; build it again")
-    return _Plan(engine, plan.profiles)
+    return _Plan(runtime, engine, plan.profiles)
 
 
 def _check(is_done: bool, what: str = "profile") -> None:
