@@ -3,7 +3,9 @@
 The list (`tensorrt_operators.json`) says where it comes from. TensorRT itself was not at hand.
 """
 
+import argparse
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 
@@ -16,8 +18,9 @@ from qanchor.bundle.manifest import EVENT_ENCODER, PREFIX, SUFFIX
 from qanchor.bundle.reader import Bundle, open_bundle
 from qanchor.errors import BundleError, ConfigError
 from qanchor_export.bundle_writer import export_bundle
+from qanchor_export.cli import add_parser
 from qanchor_export.random_source import method_schema, random_source, shape_named
-from qanchor_export.to_tensorrt import check_operators, export_plans, profile_shapes
+from qanchor_export.to_tensorrt import check_operators, profile_shapes
 from qanchor_export.weights import Numbers
 
 GRAPHS = (EVENT_ENCODER, PREFIX, SUFFIX)
@@ -140,11 +143,21 @@ def test_int8_slots_are_refused_with_the_remedy(bundle):
         check_operators(dataclasses.replace(bundle, manifest=manifest))
 
 
-def test_without_tensorrt_the_exporter_says_what_to_install(bundle, tmp_path):
-    try:
-        import tensorrt  # noqa: F401
-    except ImportError:
-        with pytest.raises(ConfigError, match=r"install qanchor\[tensorrt\]"):
-            export_plans(bundle, tmp_path / "plans", BucketLimits())
-    else:
+def run_verb(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers(required=True))
+    args = parser.parse_args(["export", *words, "--target", "tensorrt"])
+    code: int = args.run(args)
+    return code
+
+
+def test_the_verb_says_what_is_missing(bundle, tmp_path, capsys):
+    with pytest.raises(ConfigError, match="takes a finished BUNDLE and PLANS"):
+        run_verb(str(bundle.path))
+    with pytest.raises(ConfigError, match="did you mean"):
+        run_verb(str(bundle.path), str(tmp_path), "--set", "max_step_token=3")
+    if importlib.util.find_spec("tensorrt") is not None:
         pytest.skip("TensorRT is installed here")
+    with pytest.raises(ConfigError, match=r"install qanchor\[tensorrt\]"):
+        run_verb(str(bundle.path), str(tmp_path), "--precision", "float16")
+    assert "--precision has no effect" in capsys.readouterr().err
