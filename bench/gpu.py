@@ -4,6 +4,10 @@
     python bench/gpu.py --engine tensorrt --precision bfloat16 --bundle DIR --plans PLANS
     python bench/gpu.py --engine host --shape tiny                          (the script's own proof)
 
+Plan files for the second are built with the sizes measured:
+
+    qanchor export DIR PLANS --target tensorrt --set max_step_users=16 --set max_step_tokens=3200
+
 One process, random weights, Qwen2.5-0.5B shape unless --shape says otherwise. Times are wall time
 of one engine call: packing, upload, copy of the user's keys and values, graph, download. `--peers`
 adds transformers on the same device. Every road's vectors are compared in the same run; the exit
