@@ -119,6 +119,11 @@ def unfold_rows(attended_BGMK: Tensor, row_len: int, width: int) -> Tensor:
     return grouped.transpose(1, 2).reshape(batch * row_len, width)
 
 
+def not_below_zero(index: Tensor) -> Tensor:
+    """An int64 index with negative entries made 0. As Max: TensorRT's Clip takes floats only."""
+    return torch.maximum(index, torch.zeros((), dtype=torch.int64))
+
+
 def mask_rows(allowed_BRR: Tensor, heads_per_kv: int) -> Tensor:
     """[B, R, R] to [B, 1, R S, R], one row per folded query head."""
     batch, row_len, _ = allowed_BRR.shape
@@ -235,7 +240,7 @@ class SuffixGraph(nn.Module):
         decoder = self.decoder
         turn = rotation(positions_T, decoder.inv_freq)
         sees = self.visibility(segment_ids_T, row_index_BR, prefix_len_B, past[0].shape[2])
-        rows_BR = row_index_BR.clamp(min=0)
+        rows_BR = not_below_zero(row_index_BR)
         states_TD = self.embed(token_ids_T, prompt_index_T, prompt_rows)
         last = len(decoder.stack) - 1
         for index, layer in enumerate(decoder.stack):
@@ -256,7 +261,7 @@ class SuffixGraph(nn.Module):
     def embed(self, token_ids_T: Tensor, prompt_index_T: Tensor, prompt_rows: Tensor) -> Tensor:
         """Input embeddings [T, D]: soft-prompt row k - 1 where prompt_index is k > 0."""
         tokens_TD = torch.index_select(self.decoder.embed_VD, 0, token_ids_T)
-        prompts_TD = torch.index_select(prompt_rows, 0, (prompt_index_T - 1).clamp(min=0))
+        prompts_TD = torch.index_select(prompt_rows, 0, not_below_zero(prompt_index_T - 1))
         return torch.where((prompt_index_T > 0)[:, None], prompts_TD.to(tokens_TD.dtype), tokens_TD)
 
     def visibility(
@@ -267,7 +272,7 @@ class SuffixGraph(nn.Module):
         Padding cells of the grid see each other only; nothing reads what they compute.
         """
         batch, row_len = row_index_BR.shape
-        flat = row_index_BR.clamp(min=0).reshape(-1)
+        flat = not_below_zero(row_index_BR).reshape(-1)
         segments = torch.index_select(segment_ids_T, 0, flat).reshape(batch, row_len)
         segments_BR = torch.where(row_index_BR >= 0, segments, -1)
         same_BRR = segments_BR[:, :, None] == segments_BR[:, None, :]
