@@ -49,8 +49,8 @@ def our_prefix(runner: BundleRunner, task: Task) -> EncodedPrefix:
     length = len(task.prefix_P)
     adapter_P = np.full(length, ADAPTER_TOKEN)
     layout = PrefixLayout(task.prefix_P, adapter_P, np.zeros_like(adapter_P))
-    event_dim = runner.bundle.manifest.dims.event_dim
-    return runner.prefill(layout, np.zeros((length, event_dim), dtype=np.float32))
+    width = runner.bundle.manifest.dims.slot_vector_dim
+    return runner.prefill(layout, np.zeros((length, width), dtype=np.float32))
 
 
 def noise_prefix(runner: BundleRunner, length: int) -> EncodedPrefix:

@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel, Qwen2ForCausalL
 
 from qanchor import config
 from qanchor.config import Config, ProfileSchema, Scenario
-from qanchor.data.prefix import PrefixTokens
+from qanchor.data.measures import num_measures
+from qanchor.data.prefix import PrefixTokens, max_prefix_len
 from qanchor.decoder import add_lora, build_language_model
 from qanchor.encoder.event_encoder import EventEncoder, build_event_encoder
 from qanchor.encoder.hierarchical import HierarchicalEncoder
@@ -76,7 +77,10 @@ class Checkpoint:
 def build_model(
     meta: CheckpointMeta, tokenizer: Tokenizer, event_tokenizer: Tokenizer
 ) -> QAnchorModel:
-    """A model with fresh (or, for paths in the recipe, pre-trained) weights; seeds torch."""
+    """A model with fresh (or, for paths in the recipe, pre-trained) weights; seeds torch.
+
+    Raises ConfigError for wrong paths, and for limits that a backbone has no positions for.
+    """
     recipe = meta.recipe
     torch.manual_seed(recipe.train.seed)
     event_encoder = build_event_encoder(
@@ -86,6 +90,7 @@ def build_model(
         cls_id=event_cls_id(event_tokenizer),
     )
     language_model = build_language_model(recipe.decoder, tokenizer.get_vocab_size())
+    _check_lengths(meta, event_encoder, language_model)
     return _assemble(meta, event_encoder, language_model)
 
 
@@ -161,6 +166,32 @@ def at_step(checkpoint: Checkpoint, step: int) -> Checkpoint:
     return Checkpoint(checkpoint.model, meta, checkpoint.tokenizer, checkpoint.event_tokenizer)
 
 
+def _check_lengths(
+    meta: CheckpointMeta, event_encoder: EventEncoder, language_model: PreTrainedModel
+) -> None:
+    num_positions = int(event_encoder.model.config.max_position_embeddings)
+    for spec in meta.profile_schema.modalities:
+        if spec.max_event_tokens > num_positions:
+            raise ConfigError(
+                f"{spec.name}.max_event_tokens",
+                spec.max_event_tokens,
+                f"the event encoder has {num_positions} positions",
+                "lower it in schema.json, or raise event_encoder.max_text_len",
+            )
+    train = meta.recipe.train
+    max_events = tuple(spec.max_events for spec in meta.profile_schema.modalities)
+    longest = max_prefix_len(max_events, meta.tokens)
+    longest += train.max_query_len + 1 + train.max_answer_len
+    num_positions = int(language_model.config.max_position_embeddings)
+    if longest > num_positions:
+        raise ConfigError(
+            "decoder.max_positions",
+            num_positions,
+            f"the longest prefix, query and answer need {longest}",
+            "raise it, or lower max_events, train.max_query_len or train.max_answer_len",
+        )
+
+
 def _assemble(
     meta: CheckpointMeta, event_encoder: EventEncoder, language_model: PreTrainedModel
 ) -> QAnchorModel:
@@ -180,7 +211,9 @@ def _assemble(
     return QAnchorModel(
         event_encoder=event_encoder,
         encoder=HierarchicalEncoder(
-            len(meta.profile_schema.modalities), event_encoder.event_dim, hidden_dim
+            len(meta.profile_schema.modalities),
+            event_encoder.event_dim + num_measures(meta.profile_schema),
+            hidden_dim,
         ),
         language_model=language_model,
         head=Head(hidden_dim, recipe.head.inner_dim, recipe.head.embedding_dim),

@@ -20,6 +20,7 @@ VERB_MODULES = (
     "qanchor.train.cli",
     "qanchor.tune.cli",
     "qanchor.eval.cli",
+    "qanchor.study.cli",
     "qanchor_export.cli",
     "qanchor_server.cli",
     "qanchor.client.cli",

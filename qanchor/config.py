@@ -32,11 +32,12 @@ class ModalitySpec(Config, frozen=True, kw_only=True):
     """Newest events (or first attributes) kept per user; one prefix position each."""
     max_event_tokens: int
     """Tokens kept per event text, the encoder's own special tokens included."""
-    group_by: Literal["none", "day"] = "none"
-    """`day` joins a day's events of this modality into one text, one item per event type."""
+    group_by: Literal["none", "day", "week"] = "none"
+    """`day` or `week` joins the events of this modality in one such period, counted back from the
+    as-of time, into one text, one item per event type."""
     template: str = "{days_ago} days ago: {text}"
-    """Event text. Fields: days_ago, text, event_type, value; by day: days_ago, items,
-    num_events."""
+    """Event text. Fields: days_ago, text, event_type, value; by period: days_ago (of the newest
+    event), weeks_ago, num_days (with an event), items, num_events."""
     item_template: str = "{event_type} {num_events}x {total_value}"
     """One event type within a grouped day. Fields: event_type, num_events, total_value."""
     summary_template: str = ""
@@ -44,6 +45,9 @@ class ModalitySpec(Config, frozen=True, kw_only=True):
     one line, what the limit cuts off included; no events, no summary; empty switches it off.
     Fields: num_events, num_days (days with an event), num_days_7, num_days_30, days_since_last,
     total_value, mean_value ("unknown" where no event has a value)."""
+    measured_types: tuple[str, ...] = ()
+    """Event types whose amounts get a number of their own where the schema has measures; at most
+    qanchor.data.measures.MAX_TYPES."""
 
 
 class ProfileSchema(Config, frozen=True, kw_only=True):
@@ -56,7 +60,15 @@ class ProfileSchema(Config, frozen=True, kw_only=True):
     header: str = "The recent behaviour of one user:"
     """Instruction text that opens every prefix."""
     query_template: str = "Query: {query}"
-    """Suffix text before the soft prompt and <USER_EMB>."""
+    """Suffix text before the soft prompt and <USER_EMB>. Empty: no query is ever said, whatever is
+    asked; the suffix is <USER_EMB> alone, in training as in serving (a user-only model)."""
+    has_user_token: bool = True
+    """False leaves z_usr of Q-Anchor Eq. (2) out of every prefix."""
+    has_modality_tokens: bool = True
+    """False leaves all z_m of Q-Anchor Eq. (2) out of every prefix."""
+    has_measures: bool = False
+    """Numbers stand beside each event vector: time since the event, counts, values (see
+    qanchor.data.measures). Not in the paper."""
 
     def __post_init__(self) -> None:
         names = [spec.name for spec in self.modalities]
@@ -67,9 +79,12 @@ class ProfileSchema(Config, frozen=True, kw_only=True):
                 )
         if len(set(names)) != len(names):
             raise ConfigError("modalities", names, "names must be unique", "rename one")
-        if "{query}" not in self.query_template:
+        if self.query_template and "{query}" not in self.query_template:
             raise ConfigError(
-                "query_template", self.query_template, "must contain {query}", "add it"
+                "query_template",
+                self.query_template,
+                "must contain {query}, or be empty for a model without queries",
+                "add it",
             )
 
     def modality_index(self, name: str) -> int:

@@ -6,7 +6,7 @@ from typing import Any, Literal, cast
 import torch
 from transformers import AutoConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from qanchor.config import Config
+from qanchor.config import Config, nearest
 from qanchor.errors import ConfigError
 
 
@@ -27,6 +27,16 @@ class DecoderConfig(Config, frozen=True, kw_only=True):
     attention: Literal["sdpa", "eager"] = "sdpa"
     """Which of transformers' attention implementations trains; the result is the same."""
 
+    def __post_init__(self) -> None:
+        if self.path:
+            return
+        for name, value, divisor in (
+            ("decoder.hidden_dim", self.hidden_dim, self.num_heads),
+            ("decoder.num_heads", self.num_heads, self.num_kv_heads),
+        ):
+            if divisor < 1 or value % divisor:
+                raise ConfigError(name, value, f"must be a multiple of {divisor}", "adapt one")
+
 
 class LoraConfig(Config, frozen=True, kw_only=True):
     """Low-rank adapters on the projections of decoder and text encoder; the rest is frozen."""
@@ -38,6 +48,12 @@ class LoraConfig(Config, frozen=True, kw_only=True):
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     )  # fmt: skip
     encoder_targets: tuple[str, ...] = ("query", "key", "value", "dense")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError("lora.rank", self.rank, "must be at least 1", "the method's is 64")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError("lora.dropout", self.dropout, "must be in [0, 1)", "e.g. 0.1")
 
 
 def build_language_model(config: DecoderConfig, num_tokens: int) -> PreTrainedModel:
@@ -93,9 +109,18 @@ def _load(config: DecoderConfig, num_tokens: int) -> PreTrainedModel:
 def add_lora(
     model: PreTrainedModel, config: LoraConfig, targets: tuple[str, ...], new_tokens: list[int]
 ) -> PreTrainedModel:
-    """Freeze `model` and give it LoRA adapters; embedding rows `new_tokens` stay trainable."""
+    """Freeze `model` and give it LoRA adapters; embedding rows `new_tokens` stay trainable.
+
+    Raises ConfigError for a target the model has no module of; peft would pass over it.
+    """
     import peft
 
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    for target in targets:
+        if target not in names:
+            kind = model.config.model_type
+            rule = f"the {kind} model has no module of this name"
+            raise ConfigError("lora targets", target, rule, nearest(target, sorted(names - {""})))
     # A peft model stands in for the model it wraps; its type does not say so.
     adapted: Any = peft.get_peft_model(
         model,

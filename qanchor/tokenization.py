@@ -83,6 +83,8 @@ def add_prefix_tokens(tokenizer: Tokenizer, schema: ProfileSchema) -> PrefixToke
         user_emb=_token_id(tokenizer, USER_EMB, where),
         eos=end_of_text,
         pad=end_of_text,
+        has_user_token=schema.has_user_token,
+        has_modality_tokens=schema.has_modality_tokens,
     )
 
 

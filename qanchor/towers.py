@@ -5,7 +5,8 @@ the segments [query, <USER_EMB>, answer, eos] follow side by side and do not see
 is the training twin of the serving split into prefix and suffix.
 
 Legend: B users, P prefix length, S packed suffix length, L = P + S, Q queries, A answer length,
-R soft-prompt rows, N event texts, T text length, D decoder width, V vocabulary, Z embedding_dim.
+R soft-prompt rows, N event texts, T text length, E event vector width, F measures, D decoder
+width, V vocabulary, Z embedding_dim.
 """
 
 from dataclasses import dataclass, replace
@@ -34,7 +35,8 @@ class AnchorBatch:
     `event_vectors_NE` (float32): the texts' event vectors where they are known already; there
     are then no texts (N = 0 in `event_token_ids_NT`). `prompt_rows_RD` (float32),
     `prompt_index_BS`: soft-prompt rows, and their numbers, from 1, where they stand in place of
-    tokens, else 0; both or none.
+    tokens, else 0; both or none. `measures_BPF` (float32): the numbers beside each event, zeros
+    elsewhere, where the schema has measures.
     """
 
     event_token_ids_NT: Tensor
@@ -51,6 +53,7 @@ class AnchorBatch:
     event_vectors_NE: Tensor | None = None
     prompt_index_BS: Tensor | None = None
     prompt_rows_RD: Tensor | None = None
+    measures_BPF: Tensor | None = None
 
     def to(self, device: torch.device) -> "AnchorBatch":
         """The same batch on `device`."""
@@ -97,6 +100,13 @@ class QAnchorModel(nn.Module):
         decoder: PreTrainedModel = self.language_model.get_decoder()
         return decoder
 
+    def recompute_layers(self) -> None:
+        """From now on keep only each layer's input of a training pass (gradient checkpointing)."""
+        for part in (self.language_model, self.event_encoder.model):
+            # transformers 5 renames it on the way; either keeps random states for the second time.
+            name = "activation_checkpointing_enable"
+            getattr(part, name if hasattr(part, name) else "gradient_checkpointing_enable")()
+
     def embed_tokens(self, token_ids: Tensor) -> Tensor:
         """Input embeddings [..., D] of token ids [...]."""
         embeddings: Tensor = self.decoder.get_input_embeddings()(token_ids)
@@ -121,11 +131,14 @@ class QAnchorModel(nn.Module):
         return torch.where((batch.prompt_index_BS > 0)[..., None], rows_BSD, embeddings_BSD)
 
     def event_vectors(self, batch: AnchorBatch) -> Tensor:
-        """h_{m,t} at event positions of the prefixes, any vector elsewhere, [B, P, E]."""
+        """h_{m,t} at event positions of the prefixes, any vector elsewhere, [B, P, E (+ F)]."""
         vectors_NE = batch.event_vectors_NE
         if vectors_NE is None:
             vectors_NE = self.event_encoder.in_pieces(batch.event_token_ids_NT)
-        return vectors_NE[batch.event_row_BP]
+        vectors_BPE = vectors_NE[batch.event_row_BP]
+        if batch.measures_BPF is None:
+            return vectors_BPE
+        return torch.cat([vectors_BPE, batch.measures_BPF.to(vectors_BPE.dtype)], dim=-1)
 
     def anchor(self, batch: AnchorBatch, *, answers_see_all: bool = True) -> tuple[Tensor, Tensor]:
         """Anchor embeddings u_{i,q} [Q, Z] and suffix hidden states [B, S, D].

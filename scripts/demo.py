@@ -23,8 +23,8 @@ from qanchor.checkpoint import Checkpoint, load_checkpoint
 from qanchor.client import Client, EmbedRequestItem, EmbedResult
 from qanchor.data.dataset import Dataset, open_dataset
 from qanchor.eval.embed import embed_users
-from qanchor.eval.evaluate import SPLITS, probe_scenario
-from qanchor.eval.probe import ProbeResult
+from qanchor.eval.probe import ProbeResult, linear_probe
+from qanchor.eval.splits import chosen_users, judged_users
 from qanchor.train.batches import Segment, anchor_batch
 from qanchor.train.setup import render_users, tokenized
 
@@ -120,12 +120,12 @@ def ask(address: str, dataset: Dataset, users: Sequence[str]) -> Answers:
 def probe_all(checkpoint: Checkpoint, dataset: Dataset) -> list[ProbeResult]:
     """A linear probe per scenario on the checkpoint's embeddings of all users."""
     say(f"embed all users at step {checkpoint.meta.step} and fit a linear probe per scenario")
-    rendered = render_users(dataset, [u for split in SPLITS for u in dataset.user_ids(split)])
-    users = list(rendered.user_ids)
+    rendered = render_users(dataset, chosen_users(dataset, max_users=0))
+    judged = judged_users(dataset, rendered.user_ids)
     questions = [scenario.question for scenario in dataset.scenarios]
     embeddings_UQZ = embed_users(checkpoint, rendered, questions)
     return [
-        probe_scenario(dataset, scenario.name, users, embeddings_UQZ[:, index])
+        linear_probe(judged.split_data(scenario.name, embeddings_UQZ[:, index]))
         for index, scenario in enumerate(dataset.scenarios)
     ]
 

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -54,19 +55,31 @@ def fill(text: str, name: str, content: str) -> str:
 
 
 def results_table() -> str:
-    """AUC / KS per scenario and method, from the committed evaluation."""
-    evaluation = json.loads((ROOT / RESULT).read_text())
-    methods = evaluation["methods"]
-    lines = [
-        "| scenario | " + " | ".join(method["method"] for method in methods) + " |",
-        "|" + "---|" * (len(methods) + 1),
+    """Averages of every method, then AUC / KS per scenario of those a reader asks for first."""
+    methods = json.loads((ROOT / RESULT).read_text())["methods"]
+    shown = [
+        method
+        for method in methods
+        if method.get("kind") != "embedding baseline" or method["method"] == "untrained model"
     ]
-    for row in zip(*(method["scenarios"] for method in methods), strict=True):
+    lines = ["| method | average AUC | average KS |", "|---|---|---|"]
+    lines.extend(
+        f"| {method['method']} | {method['average_auc']:.3f}{_bounds(method, 'auc_interval')} | "
+        f"{method['average_ks']:.3f}{_bounds(method, 'ks_interval')} |"
+        for method in methods
+    )
+    lines += ["", "| scenario | " + " | ".join(method["method"] for method in shown) + " |"]
+    lines.append("|" + "---|" * (len(shown) + 1))
+    for row in zip(*(method["scenarios"] for method in shown), strict=True):
         cells = " | ".join(f"{score['auc']:.3f} / {score['ks']:.3f}" for score in row)
         lines.append(f"| {row[0]['scenario']} | {cells} |")
-    cells = " | ".join(f"**{m['average_auc']:.3f} / {m['average_ks']:.3f}**" for m in methods)
-    lines.append(f"| **average** | {cells} |")
     return "\n".join(lines)
+
+
+def _bounds(method: dict[str, Any], name: str) -> str:
+    """The 95 % interval in brackets, where the result has one."""
+    found = method.get(name)
+    return f" ({found['low']:.3f} to {found['high']:.3f})" if found else ""
 
 
 def file_tree() -> str:

@@ -177,7 +177,9 @@ def _parity_cases(source: ExportSource, users: Sequence[RenderedProfile]) -> tup
     for user in rendered:
         embeddings = anchor_embeddings(source, user, queries)
         rows = tuple(tuple(float(value) for value in row) for row in embeddings)
-        cases.append(ParityCase(texts=user.texts, queries=texts, embeddings=rows))
+        cases.append(
+            ParityCase(texts=user.texts, measures=user.measures, queries=texts, embeddings=rows)
+        )
     return tuple(cases)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qanchor.bundle.packing import PackedSuffix, UserSuffix, pack
 from qanchor.bundle.reader import encode_event
-from qanchor.data.prefix import PrefixLayout, build_layout, slot_vectors
+from qanchor.data.prefix import PrefixLayout, build_layout, slot_vectors, with_measures
 from qanchor.data.render import RenderedProfile, render_profile
 from qanchor.errors import ConfigError
 from qanchor_export.graphs_decoder import PrefixGraph, SuffixGraph
@@ -163,4 +163,4 @@ def _event_vectors(source: ExportSource, user: RenderedProfile) -> np.ndarray:
         text_len = max(len(texts[row]) for row in rows)
         padded = [texts[row] + [encoder.pad_id] * (text_len - len(texts[row])) for row in rows]
         vectors_NE[rows] = encoder(torch.tensor(padded)).numpy()
-    return vectors_NE
+    return with_measures(vectors_NE, user)

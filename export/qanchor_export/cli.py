@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from qanchor import config
 from qanchor.bundle.manifest import KvDType, Precision
 from qanchor.errors import ConfigError
 
@@ -25,6 +26,13 @@ is never changed, a new model is a new bundle.
   qanchor export runs/mini bundles/mini --scenarios tuned.json   (tuned or compiled scenarios)
   qanchor export runs/mini bundles/mini-int8 --precision int8 --calibrate data/oulad
   qanchor export --random --shape qwen2.5-0.5b bundles/random-0.5b   (to measure an engine; 3 GB)
+
+--target tensorrt takes a finished bundle instead of a checkpoint and builds TensorRT plan files
+from it, on the machine whose GPU will run them (minutes per graph). They compute in the types of
+the bundle. PLANS may hold those of several machines and bundles:
+
+  qanchor export bundles/mini-fp16 plans --target tensorrt
+  qanchor serve bundles/mini-fp16 --engine tensorrt --set plans_dir=plans
 """
 _VERIFY_HELP = """\
 Prove that a bundle computes what torch computed, and the same however it is run: in chunks,
@@ -53,7 +61,13 @@ def _add_export(subparsers: Any) -> None:
         nargs="+",
         type=Path,
         metavar="PATH",
-        help="CHECKPOINT BUNDLE, or BUNDLE alone with --random",
+        help="CHECKPOINT BUNDLE; BUNDLE alone with --random; BUNDLE PLANS with --target tensorrt",
+    )
+    export.add_argument(
+        "--target",
+        choices=("onnx", "tensorrt"),
+        default="onnx",
+        help="onnx (default): a bundle. tensorrt: plan files of a finished bundle",
     )
     export.add_argument(
         "--precision",
@@ -84,6 +98,9 @@ def _add_export(subparsers: Any) -> None:
         "of the same names; one made with another checkpoint is refused",
     )
     export.add_argument("--seed", type=int, default=0, help="with --random: of the weights")
+    config.add_set_argument(
+        export, "with --target tensorrt: --set max_step_tokens=512 (qanchor/bundle/buckets.py)"
+    )
     export.set_defaults(run=run_export)
 
 
@@ -136,6 +153,10 @@ def _add_verify(subparsers: Any) -> None:
 
 def run_export(args: argparse.Namespace) -> int:
     """Write a bundle; the last line of stdout is its identity as JSON."""
+    if args.target == "tensorrt":
+        return _run_export_plans(args)
+    if args.assignments:
+        print("--set has no effect without --target tensorrt", file=sys.stderr)
     from qanchor_export.bundle_writer import export_bundle
     from qanchor_export.weights import Numbers
 
@@ -149,6 +170,32 @@ def run_export(args: argparse.Namespace) -> int:
         print(_int8_table(destination))
     num_bytes = sum(file.num_bytes for file in manifest.files.values())
     found = {"bundle": str(destination), "model_id": manifest.model_id, "recipe": manifest.recipe}
+    print(json.dumps({**found, "num_bytes": num_bytes}))
+    return 0
+
+
+def _run_export_plans(args: argparse.Namespace) -> int:
+    """Build plan files; the last line of stdout says where they are, as JSON."""
+    from qanchor.bundle.buckets import BucketLimits
+    from qanchor.bundle.reader import open_bundle
+    from qanchor_export.to_tensorrt import export_plans
+
+    if len(args.paths) != 2 or args.random:
+        raise ConfigError(
+            "PATH", args.paths, "--target tensorrt takes a finished BUNDLE and PLANS", "see --help"
+        )
+    for flag, is_given in (
+        ("--precision", args.precision != "float32"),
+        ("--kv-dtype", args.kv_dtype is not None),
+        ("--scenarios", args.scenarios is not None),
+    ):
+        if is_given:
+            print(f"{flag} has no effect: plan files are what the bundle is", file=sys.stderr)
+    bundle = open_bundle(args.paths[0])
+    limits = config.override(BucketLimits(), args.assignments)
+    directory, plans = export_plans(bundle, args.paths[1], limits)
+    num_bytes = sum((directory / plan.file).stat().st_size for plan in plans.graphs.values())
+    found = {"plans": str(directory), "gpu": plans.gpu, "tensorrt": plans.tensorrt_version}
     print(json.dumps({**found, "num_bytes": num_bytes}))
     return 0
 
@@ -175,7 +222,6 @@ def _calibration(
 
 def _int8_table(bundle: Path) -> str:
     """The report's projections, the most harmful first, as aligned text."""
-    from qanchor import config
     from qanchor.bundle.manifest import INT8_REPORT_FILE
     from qanchor_export.quantize import QuantizationReport
 

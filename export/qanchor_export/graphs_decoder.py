@@ -7,7 +7,7 @@ are never joined, repeated or copied.
 
 Legend: T new tokens (packed_len or chunk_len), B users, R row_len, C prefix_capacity, D decoder
 width, H heads, G KV heads, S heads per KV head, M = R S attention rows, K head_dim, N queries,
-A adapters, E event_dim, X = A E, Z embedding_dim.
+A adapters, E slot_vector_dim, X = A E, Z embedding_dim.
 """
 
 from dataclasses import dataclass
@@ -134,6 +134,11 @@ def unfold_rows(attended_BGMK: Tensor, row_len: int, width: int) -> Tensor:
     return grouped.transpose(1, 2).reshape(batch * row_len, width)
 
 
+def not_below_zero(index: Tensor) -> Tensor:
+    """An int64 index with negative entries made 0. As Max: TensorRT's Clip takes floats only."""
+    return torch.maximum(index, torch.zeros((), dtype=torch.int64))
+
+
 def mask_rows(allowed_BRR: Tensor, heads_per_kv: int) -> Tensor:
     """[B, R, R] to [B, 1, R S, R], one row per folded query head."""
     batch, row_len, _ = allowed_BRR.shape
@@ -205,14 +210,14 @@ class PrefixGraph(nn.Module):
         weights = self.adapters
         tokens_TD = torch.index_select(self.decoder.embed_VD, 0, token_ids_T)
         normed_TE = nn.functional.layer_norm(
-            slot_vectors_TE, (weights.event_dim,), eps=weights.norm_eps
+            slot_vectors_TE, (weights.vector_dim,), eps=weights.norm_eps
         )
         inner_TX = nn.functional.gelu(normed_TE @ weights.up_weight_EX + weights.up_bias_X)
         ids_A = torch.arange(weights.num_adapters) + 1
         gate_TA = (adapter_T[:, None] == ids_A[None, :]).to(torch.float32)
-        blocks_TAE = inner_TX.reshape(-1, weights.num_adapters, weights.event_dim)
+        blocks_TAE = inner_TX.reshape(-1, weights.num_adapters, weights.vector_dim)
         gated_TX = (blocks_TAE * gate_TA[:, :, None]).reshape(
-            -1, weights.num_adapters * weights.event_dim
+            -1, weights.num_adapters * weights.vector_dim
         )
         adapted_TD = gated_TX @ weights.down_weight_XD + gate_TA @ weights.down_bias_AD
         return torch.where((adapter_T == 0)[:, None], tokens_TD, adapted_TD.to(tokens_TD.dtype))
@@ -255,7 +260,7 @@ class SuffixGraph(nn.Module):
         decoder = self.decoder
         turn = rotation(positions_T, decoder.inv_freq)
         sees = self.visibility(segment_ids_T, row_index_BR, prefix_len_B, past[0].shape[2])
-        rows_BR = row_index_BR.clamp(min=0)
+        rows_BR = not_below_zero(row_index_BR)
         states_TD = self.embed(token_ids_T, prompt_index_T, prompt_rows)
         last = len(decoder.stack) - 1
         for index, layer in enumerate(decoder.stack):
@@ -276,7 +281,7 @@ class SuffixGraph(nn.Module):
     def embed(self, token_ids_T: Tensor, prompt_index_T: Tensor, prompt_rows: Tensor) -> Tensor:
         """Input embeddings [T, D]: soft-prompt row k - 1 where prompt_index is k > 0."""
         tokens_TD = torch.index_select(self.decoder.embed_VD, 0, token_ids_T)
-        prompts_TD = torch.index_select(prompt_rows, 0, (prompt_index_T - 1).clamp(min=0))
+        prompts_TD = torch.index_select(prompt_rows, 0, not_below_zero(prompt_index_T - 1))
         return torch.where((prompt_index_T > 0)[:, None], prompts_TD.to(tokens_TD.dtype), tokens_TD)
 
     def visibility(
@@ -287,7 +292,7 @@ class SuffixGraph(nn.Module):
         Padding cells of the grid see each other only; nothing reads what they compute.
         """
         batch, row_len = row_index_BR.shape
-        flat = row_index_BR.clamp(min=0).reshape(-1)
+        flat = not_below_zero(row_index_BR).reshape(-1)
         segments = torch.index_select(segment_ids_T, 0, flat).reshape(batch, row_len)
         segments_BR = torch.where(row_index_BR >= 0, segments, -1)
         same_BRR = segments_BR[:, :, None] == segments_BR[:, None, :]

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import BertConfig, BertModel, Qwen2Config, Qwen2ForCausalLM
 
 from qanchor.config import ModalitySpec, ProfileSchema, nearest
+from qanchor.data.measures import num_measures
 from qanchor.encoder.event_encoder import EventEncoder
 from qanchor.encoder.hierarchical import HierarchicalEncoder
 from qanchor.errors import ConfigError
@@ -119,7 +120,7 @@ def random_source(shape: Shape, schema: ProfileSchema, seed: int = 0) -> ExportS
     event_tokenizer = train_event_tokenizer(texts, min(shape.event_vocab_size, 4096))
     tokens = add_prefix_tokens(tokenizer, schema)
     return ExportSource(
-        model=_random_model(shape, len(schema.modalities), event_pad_id(event_tokenizer), seed),
+        model=_random_model(shape, schema, event_pad_id(event_tokenizer), seed),
         recipe=f"random-{shape.name}",
         schema=schema,
         tokens=tokens,
@@ -130,7 +131,7 @@ def random_source(shape: Shape, schema: ProfileSchema, seed: int = 0) -> ExportS
     )
 
 
-def _random_model(shape: Shape, num_modalities: int, pad_id: int, seed: int) -> QAnchorModel:
+def _random_model(shape: Shape, schema: ProfileSchema, pad_id: int, seed: int) -> QAnchorModel:
     torch.manual_seed(seed)
     sizes: dict[str, Any] = {"head_dim": shape.head_dim}
     qwen2 = Qwen2Config(
@@ -156,7 +157,9 @@ def _random_model(shape: Shape, num_modalities: int, pad_id: int, seed: int) -> 
     )
     model = QAnchorModel(
         EventEncoder(BertModel(bert, add_pooling_layer=False), pad_id),
-        HierarchicalEncoder(num_modalities, shape.event_dim, shape.hidden_dim),
+        HierarchicalEncoder(
+            len(schema.modalities), shape.event_dim + num_measures(schema), shape.hidden_dim
+        ),
         Qwen2ForCausalLM(qwen2),
         Head(shape.hidden_dim, shape.head_inner_dim, shape.embedding_dim),
     )

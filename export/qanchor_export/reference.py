@@ -4,7 +4,7 @@ Two roads that share no code with the exported graphs: `QAnchorModel.anchor`, an
 pass of the transformers decoder per query over [prefix | query].
 
 Legend: B users (1 here), P prefix length, S packed suffix length, Q queries, N event texts,
-T text length, D decoder width, Z embedding_dim.
+T text length, F measures, D decoder width, Z embedding_dim.
 """
 
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from qanchor.bundle.packing import SuffixQuery, UserSuffix, pack, scenario_suffix
 from qanchor.bundle.reader import encode_event
 from qanchor.config import Scenario
+from qanchor.data.measures import NUM_MEASURES
 from qanchor.data.prefix import ADAPTER_FIRST_EVENT, PrefixLayout, build_layout
 from qanchor.data.render import RenderedProfile
 from qanchor.towers import AnchorBatch
@@ -59,6 +60,7 @@ def anchor_embeddings(
         labels_BS=torch.full_like(suffix, -100),
         emb_user_Q=torch.zeros(len(queries), dtype=torch.int64),
         emb_column_Q=torch.from_numpy(packed.emb_index_Q),
+        measures_BPF=_measures(rendered, layout),
     )
     embeddings_QZ, _ = source.model.anchor(batch)
     return _array(embeddings_QZ)
@@ -73,11 +75,14 @@ def full_pass_embeddings(
     model: Any = source.model
     decoder = model.decoder
     texts_NT, event_row_BP = _events(source, rendered, layout)
-    event_vectors_NE = model.event_encoder(texts_NT)
+    vectors_BPE = model.event_encoder(texts_NT)[event_row_BP]
+    measures_BPF = _measures(rendered, layout)
+    if measures_BPF is not None:
+        vectors_BPE = torch.cat([vectors_BPE, measures_BPF], dim=-1)
     prefix_BPD = model.encoder(
         decoder.embed_tokens(torch.from_numpy(layout.token_ids_P))[None],
         torch.from_numpy(layout.adapter_P)[None],
-        event_vectors_NE[event_row_BP],
+        vectors_BPE,
     )
     found = []
     for query in queries:
@@ -121,6 +126,17 @@ def _events(
     is_event_P = layout.adapter_P >= ADAPTER_FIRST_EVENT
     rows_P = row_of_text[np.where(is_event_P, layout.source_P, 0)]
     return torch.tensor(padded), torch.from_numpy(rows_P)[None]
+
+
+def _measures(rendered: RenderedProfile, layout: PrefixLayout) -> Tensor | None:
+    """The numbers beside the events, in their places [B, P, F]; None where the schema has none."""
+    if not rendered.measures:
+        return None
+    rows_NF = torch.tensor(rendered.flat_measures()).reshape(-1, NUM_MEASURES)
+    measures_PF = torch.zeros(len(layout), NUM_MEASURES)
+    is_event_P = torch.from_numpy(layout.adapter_P >= ADAPTER_FIRST_EVENT)
+    measures_PF[is_event_P] = rows_NF[torch.from_numpy(layout.source_P)[is_event_P]]
+    return measures_PF[None]
 
 
 def _array(embeddings: Tensor) -> FloatArray:

@@ -19,7 +19,7 @@ from qanchor.bundle.packing import PackedSuffix, SuffixQuery, UserSuffix, pack, 
 from qanchor.bundle.reader import Bundle
 from qanchor.bundle.slot import KvArray, element_type, zero_slot
 from qanchor.config import Scenario
-from qanchor.data.prefix import PrefixLayout, build_layout, slot_vectors
+from qanchor.data.prefix import PrefixLayout, build_layout, slot_vectors, with_measures
 from qanchor.data.render import RenderedProfile
 
 FloatArray = npt.NDArray[np.float32]
@@ -91,7 +91,8 @@ class BundleRunner:
     ) -> EncodedPrefix:
         """Encode a user's prefix; see `prefill` for `chunk_len` and `spare`."""
         layout = build_layout(rendered.num_events, self.bundle.manifest.tokens)
-        vectors_PE = slot_vectors(layout, rendered.num_events, self.event_vectors(rendered))
+        vectors_NE = with_measures(self.event_vectors(rendered), rendered)
+        vectors_PE = slot_vectors(layout, rendered.num_events, vectors_NE)
         return self.prefill(layout, vectors_PE, chunk_len, spare)
 
     def prefill(

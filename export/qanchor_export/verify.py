@@ -96,7 +96,7 @@ class _Trial:
         """Cases of the bundle: torch at export = ONNX Runtime now."""
         found, wanted = [], []
         for case in self.runner.bundle.parity:
-            prefix = self.runner.encode_prefix(RenderedProfile(case.texts))
+            prefix = self.runner.encode_prefix(case.rendered)
             found.append(
                 self.runner.suffix([(prefix, [self.runner.query(q) for q in case.queries])])
             )

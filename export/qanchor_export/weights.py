@@ -3,7 +3,7 @@
 Prefix and suffix graph hold the same tensors, so a bundle stores them once.
 
 Legend: D decoder width, F inner width, H heads, G KV heads, K head_dim, J = (H + 2 G) K,
-A adapters, E event_dim, V vocabulary.
+A adapters, E width of slot vectors, V vocabulary.
 """
 
 import math
@@ -142,7 +142,7 @@ class AdapterWeights(nn.Module):
             ups.append(gain_E[:, None] * weight_EE)
             up_biases.append(shift_E @ weight_EE + bias_of(adapter.up).double())
         self.num_adapters = len(adapters)
-        self.event_dim = int(adapters[0].up.in_features)
+        self.vector_dim = int(adapters[0].up.in_features)
         self.norm_eps = float(adapters[0].norm.eps)
         self.up_weight_EX = frozen(torch.cat(ups, dim=1))
         self.up_bias_X = frozen(torch.cat(up_biases))
@@ -187,6 +187,7 @@ def model_dims(model: QAnchorModel, kv_dtype: KvDType = "float32") -> ModelDims:
         head_dim=head_dim_of(config),
         intermediate_dim=config.intermediate_size,
         event_dim=model.event_encoder.event_dim,
+        num_measures=model.encoder.vector_dim - model.event_encoder.event_dim,
         embedding_dim=head.down.out_features,
         kv_dtype=kv_dtype,
     )

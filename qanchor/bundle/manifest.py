@@ -7,6 +7,7 @@ from typing import Literal
 
 from qanchor.config import Config, ProfileSchema
 from qanchor.data.prefix import PrefixTokens
+from qanchor.data.render import RenderedProfile
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -64,11 +65,18 @@ class ModelDims(Config, frozen=True, kw_only=True):
     intermediate_dim: int
     event_dim: int
     """Width of the event encoder's vectors."""
+    num_measures: int = 0
+    """Numbers that stand behind each event vector in `slot_vectors`."""
     embedding_dim: int
     """Width of the L2-normalised answer."""
     kv_dtype: KvDType = "float32"
     """Type of the past inputs and of what the prefix graph gives. int8 carries no scales: they are
     constants of the graphs, so a slot holds nothing but numbers of this type."""
+
+    @property
+    def slot_vector_dim(self) -> int:
+        """Width of the prefix graph's `slot_vectors`: event vector, then measures."""
+        return self.event_dim + self.num_measures
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -115,8 +123,15 @@ class ParityCase(Config, frozen=True, kw_only=True):
 
     texts: tuple[tuple[str, ...], ...]
     """Rendered event texts per modality, in schema order."""
+    measures: tuple[tuple[tuple[float, ...], ...], ...] = ()
+    """The numbers beside each text; empty where the schema has none."""
     queries: tuple[str, ...]
     embeddings: tuple[tuple[float, ...], ...]
+
+    @property
+    def rendered(self) -> RenderedProfile:
+        """The user as `render_profile` gave it."""
+        return RenderedProfile(self.texts, self.measures)
 
 
 def past_names(num_layers: int) -> list[str]:
@@ -165,7 +180,9 @@ def prefix_spec(dims: ModelDims) -> GraphSpec:
         inputs=(
             TensorSpec(name="token_ids", dtype="int64", dims=("chunk_len",)),
             TensorSpec(name="adapter", dtype="int64", dims=("chunk_len",)),
-            TensorSpec(name="slot_vectors", dtype="float32", dims=("chunk_len", dims.event_dim)),
+            TensorSpec(
+                name="slot_vectors", dtype="float32", dims=("chunk_len", dims.slot_vector_dim)
+            ),
             TensorSpec(name="past_len", dtype="int64", dims=(1,)),
             *_past_specs(dims, 1),
         ),

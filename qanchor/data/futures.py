@@ -5,6 +5,7 @@ that is frequent and diverse is taken and verbalised. A fixed set of template qu
 """
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 
@@ -18,7 +19,7 @@ from qanchor.data.activity import (
     level_word,
     trend_word,
 )
-from qanchor.data.grounded import Answered, capitalised
+from qanchor.data.grounded import Answered, capitalised, days_phrase
 from qanchor.data.topics import TopicPool
 
 HORIZONS_DAYS = (14, 30, 60)
@@ -27,6 +28,10 @@ _BINS = ((0, 6, "week 1"), (7, 13, "week 2"), (14, 29, "weeks 3-4"), (30, 59, "m
 _PER_BIN = 2
 _PER_ANSWER = 4
 _MODALITY_DISCOUNT = 0.5
+_WIDE = ("outlook", "change", "novelty")
+_WIDE_SHARE = 0.25
+"""Of the questions; their answers are long, those of narrow ones a few words."""
+_SOON_DAYS = (1, 3, 7, 14, 30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,25 +43,66 @@ class FutureUser:
     """Days 0 .. horizon - 1."""
 
 
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a question about what comes is about: everything, a modality, or a topic's events."""
+
+    name: str
+    about: str
+    modality: str = ""
+    event_types: tuple[str, ...] = ()
+
+    def days(self, activity: Activity, pool: TopicPool) -> list[int]:
+        """Active days, ascending."""
+        if self.modality or self.event_types:
+            return active_days(activity.select(self.modality, self.event_types))
+        return active_days(activity.acts(pool.words.passive))
+
+
 def answer_futures(
     history: Activity, future: Activity, pool: TopicPool, num_answers: int, rng: Random
 ) -> list[Answered]:
-    """Answer up to `num_answers` different questions about what comes, each over some horizon."""
+    """Answer up to `num_answers` different questions about what comes, each over some horizon.
+
+    Wide questions (what will happen, what changes) and narrow ones (whether, how often, when, more
+    or less than before, how high) about everything, each modality and each topic that asks for a
+    habit: together they cover what may be asked of a user's future.
+    """
     horizons = [days for days in HORIZONS_DAYS if days <= future.num_days] or [future.num_days]
     modalities = sorted({modality for modality, _ in (*history.by_category, *future.by_category)})
-    # One question about every modality, so that no modality drowns in the general ones.
-    kinds = ["outlook", "activity", "change", "novelty", *(f"modality:{m}" for m in modalities)]
-    answered = []
-    questions = [(kind, days) for kind in kinds for days in horizons]
-    for kind, days in rng.sample(questions, min(num_answers, len(questions))):
-        user = FutureUser(history=history, future=future.between(0, days - 1))
-        name, _, modality = kind.partition(":")
-        about = pool.word(modality) if modality else pool.words.everything
-        query = rng.choice(pool.futures[name]).format(
-            subject=pool.words.subject, about=about, days=days
+    details = [Subject(name, pool.word(name), name) for name in modalities]
+    overall = Subject("overall", pool.words.everything)
+    subjects = [overall, *details]
+    subjects += [
+        Subject(topic.name, topic.about, topic.modality, topic.event_types)
+        for topic in pool.topics
+        if topic.aggregate == "frequency" and topic.event_types
+    ]
+    wide = [(kind, overall, days) for kind in _WIDE for days in horizons]
+    wide += [("detail", subject, horizons[-1]) for subject in details]
+    narrow = [
+        (kind, subject, days)
+        for subject in subjects
+        for kind, spans in (
+            ("frequency", horizons),
+            ("trend", horizons[:2]),
+            ("next", horizons[-1:]),
+            ("value", horizons[-1:] if subject.name in pool.words.values else []),
         )
-        answer = _modality(user, pool, modality) if modality else _GENERAL[name](user, pool)
-        topic = f"future_{modality or name}_{days}d"
+        for days in spans
+    ]
+    questions = [
+        *rng.sample(wide, min(round(num_answers * _WIDE_SHARE), len(wide))),
+        *rng.sample(narrow, min(round(num_answers * (1 - _WIDE_SHARE)), len(narrow))),
+    ]
+    answered = []
+    for kind, subject, days in questions:
+        user = FutureUser(history=history, future=future.between(0, days - 1))
+        query = rng.choice(pool.futures[kind]).format(
+            subject=pool.words.subject, about=subject.about, days=days
+        )
+        answer = _ANSWERS[kind](user, pool, subject)
+        topic = f"future_{kind}_{subject.name}_{days}d"
         answered.append(Answered(topic, capitalised(query), capitalised(answer)))
     return answered
 
@@ -88,7 +134,7 @@ def _nothing(user: FutureUser) -> str:
     return f"no activity at all in the next {user.future.num_days} days"
 
 
-def _outlook(user: FutureUser, pool: TopicPool) -> str:
+def _outlook(user: FutureUser, pool: TopicPool, _: Subject) -> str:
     """Bins x categories, then what is used in the history but does not come again."""
     future = user.future
     if not future.by_category:
@@ -111,25 +157,43 @@ def _absent(user: FutureUser, pool: TopicPool) -> str:
     return f" No {join_words(pool.word(kind) for _, kind in chosen)}." if chosen else ""
 
 
-def _activity(user: FutureUser, pool: TopicPool) -> str:
-    """Active days in all and by bin, set against an equally long stretch of history."""
-    future, passive = user.future, pool.words.passive
-    span = future.num_days
-    if not future.by_category:
-        return f"not at all: {_nothing(user)}."
-    before = len(active_days(user.history.between(-span, -1).acts(passive)))
-    now = active_days(future.acts(passive))
-    bins = [
-        f"{name} {frequency_word(sum(first <= day <= last for day in now), last - first + 1)}"
-        for first, last, name in _BINS
-        if last < span
-    ]
-    trend = trend_word(len(now), before)
-    in_bins = f" {capitalised(', '.join(bins))}." if bins else ""
-    return f"{_activity_sentence(user, pool)}; activity {trend}.{in_bins}"
+def _frequency(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
+    """Whether and on how many days."""
+    days, span = len(subject.days(user.future, pool)), user.future.num_days
+    if not days:
+        return f"no, never in {span} days."
+    return f"yes, {frequency_word(days, span)}: {days} of {span} days."
 
 
-def _change(user: FutureUser, pool: TopicPool) -> str:
+def _trend(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
+    """Set against an equally long stretch of history."""
+    span = user.future.num_days
+    before = len(subject.days(user.history.between(-span, -1), pool))
+    now = len(subject.days(user.future, pool))
+    return f"it {trend_word(now, before)}: {now} after {before}."
+
+
+def _next(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
+    """When it happens first."""
+    days = subject.days(user.future, pool)
+    if not days:
+        return f"not in {user.future.num_days} days."
+    within = next(limit for limit in (*_SOON_DAYS, user.future.num_days) if days[0] < limit)
+    return f"within {days_phrase(within)}."
+
+
+def _value(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
+    """The mean value, where the topic file says what values mean."""
+    meaning = pool.words.values[subject.modality]
+    records = user.future.select(subject.modality)
+    values = [event.value for _, event in records if event.value is not None]
+    if not values:
+        return "none."
+    mean = sum(values) / len(values)
+    return f"{level_word(mean, meaning.low, meaning.high)}, {mean:.0f} on average."
+
+
+def _change(user: FutureUser, pool: TopicPool, _: Subject) -> str:
     """Categories that stop, begin, grow or shrink against an equally long stretch of history."""
     span = user.future.num_days
     before = user.history.between(-span, -1).days_by_category()
@@ -152,7 +216,7 @@ def _change(user: FutureUser, pool: TopicPool) -> str:
     return f"{told_or_not}. {capitalised(_activity_sentence(user, pool))}."
 
 
-def _novelty(user: FutureUser, pool: TopicPool) -> str:
+def _novelty(user: FutureUser, pool: TopicPool, _: Subject) -> str:
     """How many things come that the history does not have, and of which categories."""
     ends = pool.words.item_ends_before
     seen = {item_of(event.text, ends) for _, event in user.history.select()}
@@ -171,11 +235,11 @@ def _novelty(user: FutureUser, pool: TopicPool) -> str:
     return f"{level} new: {things}, mostly {listed}. {capitalised(_activity_sentence(user, pool))}."
 
 
-def _modality(user: FutureUser, pool: TopicPool, modality: str) -> str:
-    """One modality: days, trend, its categories with levels, values, what does not come."""
-    span, about = user.future.num_days, pool.word(modality)
+def _detail(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
+    """One subject: days, trend, its categories with levels, values, what does not come."""
+    span, about, modality = user.future.num_days, subject.about, subject.modality
     records = user.future.select(modality)
-    before = len(active_days(user.history.between(-span, -1).select(modality)))
+    before = len(subject.days(user.history.between(-span, -1), pool))
     if not records:
         word = "stops" if before else "stays away"
         return f"no {about} activity in the next {span} days; it {word}."
@@ -196,9 +260,13 @@ def _modality(user: FutureUser, pool: TopicPool, modality: str) -> str:
     return f"{'. '.join(capitalised(sentence) for sentence in sentences)}."
 
 
-_GENERAL = {
+_ANSWERS: Mapping[str, Callable[[FutureUser, TopicPool, Subject], str]] = {
     "outlook": _outlook,
-    "activity": _activity,
     "change": _change,
     "novelty": _novelty,
+    "detail": _detail,
+    "frequency": _frequency,
+    "trend": _trend,
+    "next": _next,
+    "value": _value,
 }

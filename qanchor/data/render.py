@@ -1,4 +1,4 @@
-"""A profile in words: which events are kept and the text of each, per modality. Torch-free.
+"""A profile in words: which events are kept, each one's text and numbers. Torch-free.
 
 The same function feeds training and serving, so that both see identical texts. Must not know
 tokenizers or tensors.
@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import TypeVar
 
 from qanchor.config import ModalitySpec, ProfileSchema
+from qanchor.data.measures import Measures, attribute_measures, event_measures
 from qanchor.data.profile import DAY_SECONDS, Event, Profile
 
 T = TypeVar("T")
@@ -16,11 +17,17 @@ T = TypeVar("T")
 _COUNT_LADDER = (20, 25, 30, 40, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 1500, 2000, 3000)
 
 
+Told = tuple[str, Measures]
+"""A text and the numbers beside it."""
+
+
 @dataclass(frozen=True, slots=True)
 class RenderedProfile:
     """Event texts per modality, in schema order, oldest first."""
 
     texts: tuple[tuple[str, ...], ...]
+    measures: tuple[tuple[Measures, ...], ...] = ()
+    """The numbers beside each text, in the same order; empty where the schema has none."""
 
     @property
     def num_events(self) -> tuple[int, ...]:
@@ -30,6 +37,10 @@ class RenderedProfile:
     def flat(self) -> list[str]:
         """All texts in prefix order."""
         return [text for texts in self.texts for text in texts]
+
+    def flat_measures(self) -> list[Measures]:
+        """The numbers beside all texts, in prefix order; empty where the schema has none."""
+        return [row for rows in self.measures for row in rows]
 
 
 def render_profile(profile: Profile, schema: ProfileSchema) -> RenderedProfile:
@@ -42,12 +53,14 @@ def render_profile(profile: Profile, schema: ProfileSchema) -> RenderedProfile:
     rendered = []
     for spec in schema.modalities:
         if spec.kind == "attributes":
-            texts = _attribute_texts(profile)
-            rendered.append(tuple(texts[: spec.max_events]))
+            rendered.append(_attributes(profile)[: spec.max_events])
         else:
             events = sorted(by_modality[spec.name], key=_event_order)
-            rendered.append(tuple(_modality_texts(events, spec, profile.as_of_s)))
-    return RenderedProfile(tuple(rendered))
+            rendered.append(_modality(events, spec, profile.as_of_s))
+    texts = tuple(tuple(text for text, _ in told) for told in rendered)
+    if not schema.has_measures:
+        return RenderedProfile(texts)
+    return RenderedProfile(texts, tuple(tuple(row for _, row in told) for told in rendered))
 
 
 def coarse_count(count: float) -> str:
@@ -61,12 +74,13 @@ def coarse_count(count: float) -> str:
     return f"{max(step for step in _COUNT_LADDER if step <= count)}+"
 
 
-def _modality_texts(events: list[Event], spec: ModalitySpec, as_of_s: int) -> list[str]:
-    render = _render_days if spec.group_by == "day" else _render_events
+def _modality(events: list[Event], spec: ModalitySpec, as_of_s: int) -> list[Told]:
+    render = _render_events if spec.group_by == "none" else _render_periods
     if not (events and spec.summary_template):
         return render(events, spec.max_events, spec, as_of_s)
     summary = _summary(events, spec.summary_template, as_of_s)
-    return [summary, *render(events, spec.max_events - 1, spec, as_of_s)]
+    numbers = event_measures(events, spec, as_of_s, is_summary=True)
+    return [(summary, numbers), *render(events, spec.max_events - 1, spec, as_of_s)]
 
 
 def _summary(events: list[Event], template: str, as_of_s: int) -> str:
@@ -96,47 +110,64 @@ def _days_ago(event: Event, as_of_s: int) -> int:
     return (as_of_s - event.time_s) // DAY_SECONDS
 
 
-def _render_events(events: list[Event], limit: int, spec: ModalitySpec, as_of_s: int) -> list[str]:
+def _render_events(events: list[Event], limit: int, spec: ModalitySpec, as_of_s: int) -> list[Told]:
     return [
-        spec.template.format(
-            days_ago=_days_ago(event, as_of_s),
-            text=event.text,
-            event_type=event.event_type,
-            value="" if event.value is None else coarse_count(event.value),
+        (
+            spec.template.format(
+                days_ago=_days_ago(event, as_of_s),
+                text=event.text,
+                event_type=event.event_type,
+                value="" if event.value is None else coarse_count(event.value),
+            ),
+            event_measures([event], spec, as_of_s),
         )
         for event in _newest(events, limit)
     ]
 
 
-def _render_days(events: list[Event], limit: int, spec: ModalitySpec, as_of_s: int) -> list[str]:
-    texts = []
-    days = [
-        (days_ago, list(group))
-        for days_ago, group in groupby(events, key=lambda event: _days_ago(event, as_of_s))
+def _render_periods(
+    events: list[Event], limit: int, spec: ModalitySpec, as_of_s: int
+) -> list[Told]:
+    num_days = 7 if spec.group_by == "week" else 1
+
+    def period(event: Event) -> int:
+        # Yesterday is a day ago; what happened today belongs to the newest week.
+        days_ago = _days_ago(event, as_of_s)
+        return max(days_ago - 1, 0) // 7 if num_days == 7 else days_ago
+
+    periods = [list(group) for _, group in groupby(events, key=period)]
+    return [
+        (_period_text(group, spec, as_of_s), event_measures(group, spec, as_of_s))
+        for group in _newest(periods, limit)
     ]
-    for days_ago, group in _newest(days, limit):
-        counts: dict[str, tuple[int, float]] = {}
-        for event in group:
-            num_events, total = counts.get(event.event_type, (0, 0.0))
-            counts[event.event_type] = (num_events + 1, total + (event.value or 0.0))
-        items = ", ".join(
-            spec.item_template.format(
-                event_type=event_type,
-                num_events=coarse_count(num_events),
-                total_value=coarse_count(total),
-            )
-            for event_type, (num_events, total) in sorted(counts.items())
-        )
-        texts.append(
-            spec.template.format(
-                days_ago=days_ago, items=items, num_events=coarse_count(len(group)), text=items
-            )
-        )
-    return texts
 
 
-def _attribute_texts(profile: Profile) -> list[str]:
-    texts = []
+def _period_text(group: list[Event], spec: ModalitySpec, as_of_s: int) -> str:
+    counts: dict[str, tuple[int, float]] = {}
+    for event in group:
+        num_events, total = counts.get(event.event_type, (0, 0.0))
+        counts[event.event_type] = (num_events + 1, total + (event.value or 0.0))
+    items = ", ".join(
+        spec.item_template.format(
+            event_type=event_type,
+            num_events=coarse_count(num_events),
+            total_value=coarse_count(total),
+        )
+        for event_type, (num_events, total) in sorted(counts.items())
+    )
+    days = {_days_ago(event, as_of_s) for event in group}
+    return spec.template.format(
+        days_ago=min(days),
+        weeks_ago=max(min(days) - 1, 0) // 7,
+        num_days=len(days),
+        items=items,
+        num_events=coarse_count(len(group)),
+        text=items,
+    )
+
+
+def _attributes(profile: Profile) -> list[Told]:
+    told = []
     for name, value in profile.attributes.items():
         if isinstance(value, bool):
             shown = "yes" if value else "no"
@@ -144,5 +175,5 @@ def _attribute_texts(profile: Profile) -> list[str]:
             shown = f"{value:g}"
         else:
             shown = str(value)
-        texts.append(f"{name.replace('_', ' ')}: {shown}")
-    return texts
+        told.append((f"{name.replace('_', ' ')}: {shown}", attribute_measures(value)))
+    return told

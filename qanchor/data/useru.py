@@ -8,22 +8,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from qanchor.config import Config
 from qanchor.data.activity import collect
 from qanchor.data.dataset import EVENTS_FILE, SCHEMA_FILE, Dataset
 from qanchor.data.futures import answer_futures
 from qanchor.data.grounded import GroundedUser, answer_topics
 from qanchor.data.profile import Event, Profile
 from qanchor.data.topics import TopicPool, load_topics
+from qanchor.data.views import View, stream_views
 from qanchor.data.writer import TableWriter
 from qanchor.errors import DataError
 
 TRIPLE_COLUMNS = ("user_id", "kind", "topic", "query", "answer")
+SHIFT_COLUMN = "asof_shift"
 
 _CHUNK_TRIPLES = 1 << 15
 
@@ -37,16 +40,21 @@ class Triple:
     topic: str
     query: str
     answer: str
+    asof_shift: int = 0
+    """Days from the user's as-of day at which question and answer hold (qanchor.data.views)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TripleOptions:
+class TripleOptions(Config, frozen=True, kw_only=True):
     """How many triples of which kind, and for whom."""
 
     per_user_future: int = 30
-    """Behaviour-prediction triples per train user; no other user ever has one."""
+    """Behaviour-prediction triples per train user and view; no other user ever has one."""
     per_user_uqa: int = 6
-    """Question-answering triples per user."""
+    """Question-answering triples per user and view."""
+    views_per_user: int = 0
+    """Further as-of days per train user, each with its own triples. Not in the paper."""
+    max_shift_days: int = 30
+    """Further as-of days lie at most so far before or after the user's own."""
     seed: int = 0
     with_valid: bool = False
     """Question-answering triples for users of split valid too, to watch training by."""
@@ -62,19 +70,23 @@ class _Maker:
     future_days: int
     options: TripleOptions
 
-    def triples(self, profile: Profile, after: tuple[Event, ...] | None) -> Iterator[Triple]:
-        """Triples of one user; `after` holds a train user's later events, else None."""
-        options, user_id = self.options, profile.user_id
+    def triples(
+        self, view: View, profile: Profile, after: tuple[Event, ...] | None
+    ) -> Iterator[Triple]:
+        """Triples of one view; `after` holds a train user's later events, else None."""
+        options, user_id, shift = self.options, view.user_id, view.shift
         history = collect(profile.events, profile.as_of_s, -self.window_days, self.window_days)
         if after is not None:
-            rng = Random(f"{options.seed}/future/{user_id}")
-            future = collect(after, profile.as_of_s, 0, self.future_days)
+            rng = Random(f"{options.seed}/future/{view.name}")
+            # What lies beyond the recorded future is unknown, not nothing.
+            num_days = min(self.future_days, self.future_days - shift)
+            future = collect(after, profile.as_of_s, 0, num_days)
             for each in answer_futures(history, future, self.pool, options.per_user_future, rng):
-                yield Triple(user_id, "future", each.topic, each.query, each.answer)
-        rng = Random(f"{options.seed}/uqa/{user_id}")
+                yield Triple(user_id, "future", each.topic, each.query, each.answer, shift)
+        rng = Random(f"{options.seed}/uqa/{view.name}")
         user = GroundedUser(profile=profile, history=history, known_types=self.known_types)
         for each in answer_topics(user, self.pool, options.per_user_uqa, rng):
-            yield Triple(user_id, "uqa", each.topic, each.query, each.answer)
+            yield Triple(user_id, "uqa", each.topic, each.query, each.answer, shift)
 
 
 def make_triples(dataset: Dataset, options: TripleOptions | None = None) -> Iterator[Triple]:
@@ -84,9 +96,9 @@ def make_triples(dataset: Dataset, options: TripleOptions | None = None) -> Iter
     """
     options = options or TripleOptions()
     config = dataset.config
-    if options.per_user_future and config.future_days < 1:
-        rule = "must be at least 1 to make future triples"
-        remedy = "set it, or ask for per_user_future=0"
+    if (options.per_user_future or options.views_per_user) and config.future_days < 1:
+        rule = "must be at least 1 to make future triples and further views"
+        remedy = "set it, or ask for per_user_future=0 and views_per_user=0"
         raise DataError(f"{SCHEMA_FILE}: future_days", config.future_days, rule, remedy)
     maker = _Maker(
         pool=load_topics(dataset.path, dataset.name, dataset.schema, config.attributes),
@@ -95,15 +107,27 @@ def make_triples(dataset: Dataset, options: TripleOptions | None = None) -> Iter
         future_days=config.future_days,
         options=options,
     )
-    train = dataset.user_ids("train")
-    users = [*train, *(dataset.user_ids("valid") if options.with_valid else ())]
-    futures = dataset.future(train if options.per_user_future else ())
-    for profile in dataset.profiles(users):
-        after: tuple[Event, ...] | None = None
-        if options.per_user_future and dataset.split_of[profile.user_id] == "train":
-            user_id, after = next(futures)
-            assert user_id == profile.user_id, "This is a bug: both streams ascend by user_id."
-        yield from maker.triples(profile, after)
+    shifts = {
+        user: drawn_shifts(user, config.future_days, options) for user in dataset.user_ids("train")
+    }
+    if options.with_valid:
+        shifts |= dict.fromkeys(dataset.user_ids("valid"), (0,))
+    with_future = bool(options.per_user_future or options.views_per_user)
+    for view, profile, after in stream_views(dataset, shifts, with_future=with_future):
+        is_learnt = options.per_user_future and dataset.split_of[view.user_id] == "train"
+        yield from maker.triples(view, profile, after if is_learnt else None)
+
+
+def drawn_shifts(user_id: str, future_days: int, options: TripleOptions) -> tuple[int, ...]:
+    """A train user's views: 0, then further shifts drawn by seed and user alone.
+
+    The last week of the recorded future is left for something to predict.
+    """
+    latest = min(options.max_shift_days, future_days - 7)
+    others = [day for day in range(-options.max_shift_days, latest + 1) if day]
+    rng = Random(f"{options.seed}/views/{user_id}")
+    drawn = rng.sample(others, min(options.views_per_user, len(others)))
+    return (0, *sorted(drawn))
 
 
 def write_triples(
@@ -115,7 +139,9 @@ def write_triples(
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    schema = pa.schema([(name, pa.string()) for name in TRIPLE_COLUMNS])
+    schema = pa.schema(
+        [*((name, pa.string()) for name in TRIPLE_COLUMNS), (SHIFT_COLUMN, pa.int16())]
+    )
     counts = {"future": 0, "uqa": 0}
     rows: list[Triple] = []
     with TableWriter(target, schema) as writer, tqdm(unit=" triples", desc="triples") as bar:
@@ -133,8 +159,17 @@ def write_triples(
 
 def read_triples(path: str | Path) -> list[Triple]:
     """Read what `write_triples` wrote."""
-    columns = pq.read_table(Path(path), columns=list(TRIPLE_COLUMNS)).to_pydict()
+    columns = read_columns(path)
     return [Triple(*row) for row in zip(*columns.values(), strict=True)]
+
+
+def read_columns(path: str | Path) -> dict[str, list[Any]]:
+    """The columns of a triples file as lists; files without shifts have shift 0 throughout."""
+    table = pq.read_table(Path(path))
+    columns = {name: table[name].to_pylist() for name in TRIPLE_COLUMNS}
+    has_shifts = SHIFT_COLUMN in table.column_names
+    columns[SHIFT_COLUMN] = table[SHIFT_COLUMN].to_pylist() if has_shifts else [0] * len(table)
+    return columns
 
 
 def known_types(dataset: Dataset) -> dict[str, tuple[str, ...]]:
@@ -148,5 +183,5 @@ def known_types(dataset: Dataset) -> dict[str, tuple[str, ...]]:
 
 
 def _table(rows: list[Triple], schema: pa.Schema) -> pa.Table:
-    columns = [[getattr(row, name) for row in rows] for name in TRIPLE_COLUMNS]
-    return pa.table(dict(zip(TRIPLE_COLUMNS, columns, strict=True)), schema=schema)
+    columns = {name: [getattr(row, name) for row in rows] for name in schema.names}
+    return pa.table(columns, schema=schema)

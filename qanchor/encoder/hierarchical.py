@@ -3,7 +3,8 @@
 One adapter class and a table of modalities: the user token, the modality tokens and the events of
 each modality pass LayerNorm -> Linear -> GELU -> Linear from encoder space into the decoder's.
 
-Legend: B users, P prefix length, N event texts, E event_dim, D decoder width, M modalities.
+Legend: B users, P prefix length, N event texts, E width of the event vectors (measures included,
+where the schema has them), D decoder width, M modalities.
 """
 
 import torch
@@ -17,11 +18,11 @@ LAYER_NORM_EPS = 1e-6
 class Adapter(nn.Module):
     """MLP(LayerNorm(h)): one encoder-space vector to one decoder input embedding."""
 
-    def __init__(self, event_dim: int, hidden_dim: int) -> None:
+    def __init__(self, vector_dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(event_dim, eps=LAYER_NORM_EPS)
-        self.up = nn.Linear(event_dim, event_dim)
-        self.down = nn.Linear(event_dim, hidden_dim)
+        self.norm = nn.LayerNorm(vector_dim, eps=LAYER_NORM_EPS)
+        self.up = nn.Linear(vector_dim, vector_dim)
+        self.down = nn.Linear(vector_dim, hidden_dim)
 
     def forward(self, vectors_E: Tensor) -> Tensor:
         """[..., E] to [..., D]."""
@@ -32,13 +33,18 @@ class Adapter(nn.Module):
 class HierarchicalEncoder(nn.Module):
     """Event vectors of a batch of users to the non-text input embeddings of their prefixes."""
 
-    def __init__(self, num_modalities: int, event_dim: int, hidden_dim: int) -> None:
+    def __init__(self, num_modalities: int, vector_dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.user_adapter = Adapter(event_dim, hidden_dim)
-        self.modality_adapter = Adapter(event_dim, hidden_dim)
+        self.user_adapter = Adapter(vector_dim, hidden_dim)
+        self.modality_adapter = Adapter(vector_dim, hidden_dim)
         self.event_adapters = nn.ModuleList(
-            Adapter(event_dim, hidden_dim) for _ in range(num_modalities)
+            Adapter(vector_dim, hidden_dim) for _ in range(num_modalities)
         )
+
+    @property
+    def vector_dim(self) -> int:
+        """Width E of the vectors the adapters read."""
+        return self.user_adapter.up.in_features
 
     @property
     def adapters(self) -> list[Adapter]:

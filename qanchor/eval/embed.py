@@ -1,6 +1,6 @@
 """Embeddings of many users for many queries, straight from a checkpoint (torch).
 
-Legend: U users, Q queries, Z embedding_dim.
+Legend: U users, Q queries, A answers, Z embedding_dim.
 """
 
 from collections.abc import Sequence
@@ -13,27 +13,38 @@ from tqdm import tqdm
 from qanchor.bundle.packing import scenario_suffix
 from qanchor.checkpoint import Checkpoint
 from qanchor.config import Scenario
-from qanchor.train.batches import Segment, anchor_batch
-from qanchor.train.corpus import RenderedCorpus
+from qanchor.train.batches import Segment, anchor_batch, answer_batch
+from qanchor.train.corpus import PrefixCorpus, RenderedCorpus
 from qanchor.train.event_vectors import with_event_vectors
 from qanchor.train.setup import tokenized
 
 USERS_PER_BATCH = 32
 
 
-@torch.inference_mode()
+def encoded_corpus(checkpoint: Checkpoint, rendered: RenderedCorpus) -> PrefixCorpus:
+    """Rendered users with a checkpoint's tokens and event vectors; each distinct text once."""
+    return with_event_vectors(tokenized(checkpoint, rendered), checkpoint.model.event_encoder)
+
+
 def embed_users(
     checkpoint: Checkpoint, rendered: RenderedCorpus, queries: Sequence[str | Scenario]
 ) -> npt.NDArray[np.float32]:
-    """Anchor embeddings [U, Q, Z] of every rendered user for every query.
+    """`embed_corpus` of users that are only rendered yet."""
+    return embed_corpus(checkpoint, encoded_corpus(checkpoint, rendered), queries)
+
+
+@torch.inference_mode()
+def embed_corpus(
+    checkpoint: Checkpoint, corpus: PrefixCorpus, queries: Sequence[str | Scenario]
+) -> npt.NDArray[np.float32]:
+    """Anchor embeddings [U, Q, Z] of every user of the corpus for every query.
 
     A text is asked as it stands, a scenario with its soft prompt. Raises ConfigError for a soft
     prompt of another width than the decoder's.
     """
     checkpoint.model.eval()
-    corpus = with_event_vectors(tokenized(checkpoint, rendered), checkpoint.model.event_encoder)
     segments = [segment_of(checkpoint, query) for query in queries]
-    num_users = len(rendered.user_ids)
+    num_users = len(corpus.rendered.user_ids)
     order = np.argsort([corpus.prefix_len(user) for user in range(num_users)], kind="stable")
     embedding_dim = checkpoint.meta.recipe.head.embedding_dim
     embeddings_UQZ = np.empty((num_users, len(queries), embedding_dim), dtype=np.float32)
@@ -47,6 +58,18 @@ def embed_users(
         bar.update(len(users))
     bar.close()
     return embeddings_UQZ
+
+
+@torch.inference_mode()
+def embed_answers(checkpoint: Checkpoint, answers: Sequence[str]) -> npt.NDArray[np.float32]:
+    """Semantic embeddings v [A, Z] of answer texts."""
+    checkpoint.model.eval()
+    device = checkpoint.model.head.up.weight.device
+    segments = [Segment((), checkpoint.encode_answer(answer)) for answer in answers]
+    ids_QA, len_Q = answer_batch(segments, checkpoint.meta.tokens)
+    vectors_QZ = checkpoint.model.semantic(ids_QA.to(device), len_Q.to(device))
+    found: npt.NDArray[np.float32] = vectors_QZ.cpu().numpy()
+    return found
 
 
 def segment_of(checkpoint: Checkpoint, query: str | Scenario) -> Segment:

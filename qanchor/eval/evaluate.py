@@ -1,127 +1,98 @@
-"""Probes of query-conditioned embeddings and of baselines, per scenario and on average."""
+"""The whole evaluation of a checkpoint: methods, zero-shot, effect of the query, attention, plots.
+
+Everybody's embeddings for all questions are made in one pass; everything else reads them.
+"""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from qanchor.bundle.scenario_file import with_replaced
-from qanchor.checkpoint import Checkpoint
-from qanchor.config import Config, Scenario, nearest
+from qanchor.checkpoint import checkpoint_id
+from qanchor.config import Scenario, nearest
 from qanchor.data.dataset import Dataset
-from qanchor.environment import Environment, environment
-from qanchor.errors import ConfigError, DataError
-from qanchor.eval.embed import embed_users
-from qanchor.eval.handmade import features, learn_space
-from qanchor.eval.probe import Features, ProbeResult, SplitData, boosting_probe, linear_probe
-from qanchor.train.setup import render_users
+from qanchor.environment import environment
+from qanchor.errors import ConfigError
+from qanchor.eval.attention import attention_shares
+from qanchor.eval.bootstrap import Bootstrap
+from qanchor.eval.config import EvalConfig
+from qanchor.eval.embed import encoded_corpus
+from qanchor.eval.judge import Judged, difference
+from qanchor.eval.methods import Comparison, Embedded, Subject, columns, embed_everybody
+from qanchor.eval.projection import Projection, project
+from qanchor.eval.query_effect import query_effect
+from qanchor.eval.results import Attention, Difference, Evaluation, QueryEffect, ZeroShot
+from qanchor.eval.splits import JudgedUsers, chosen_users, judged_users
+from qanchor.eval.zero_shot import zero_shot
+from qanchor.train.corpus import PrefixCorpus
+from qanchor.train.setup import check_renders_alike, render_users
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "valid", "test")
-Probe = Callable[[Mapping[str, SplitData]], ProbeResult]
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """The result, and the points of its plots."""
+
+    evaluation: Evaluation
+    projections: tuple[Projection, ...]
 
 
-class ScenarioScore(Config, frozen=True, kw_only=True):
-    """Probe quality of one scenario on the test users that have a label."""
+def evaluate(subject: Subject, dataset: Dataset, settings: EvalConfig) -> Evaluated:
+    """Judge a checkpoint on a data set.
 
-    scenario: str
-    auc: float
-    ks: float
-    valid_auc: float
-    """AUC on valid, by which the probe was chosen; compare recipes by this, not by test."""
-    num_test: int
-    base_rate: float
-
-
-class MethodScore(Config, frozen=True, kw_only=True):
-    """One method over all scenarios."""
-
-    method: str
-    average_auc: float
-    average_ks: float
-    average_valid_auc: float
-    scenarios: tuple[ScenarioScore, ...]
-
-
-class Evaluation(Config, frozen=True, kw_only=True):
-    """All methods on one data set; the JSON behind every table."""
-
-    dataset: str
-    num_users: int
-    recipe: str
-    step: int
-    environment: Environment
-    methods: tuple[MethodScore, ...]
-
-
-def evaluate(
-    checkpoints: Mapping[str, Checkpoint],
-    dataset: Dataset,
-    with_handmade: bool,
-    max_users: int,
-    tuned: Sequence[Scenario] = (),
-) -> Evaluation:
-    """Probe every checkpoint (by display name) and, if asked, hand-made features.
-
-    `max_users` keeps the first users of each split; 0 keeps all. `tuned`: scenarios of a scenario
-    file of the first checkpoint, probed beside the untuned ones. Raises ConfigError for a
-    checkpoint of another schema or a scenario the data set does not have, DataError when the data
-    set has no scenarios or labels.
+    Raises ConfigError for a checkpoint that does not put users into words as the data set does or
+    a scenario the data set does not have, DataError when it has no scenarios or labels.
     """
-    if not dataset.scenarios:
-        raise DataError(
-            "scenarios.json", str(dataset.path), "the data set has no scenarios", "add them"
-        )
-    for name, checkpoint in checkpoints.items():
-        if checkpoint.meta.profile_schema != dataset.schema:
-            raise ConfigError(
-                "checkpoint",
-                name,
-                "was trained with another profile schema than the data set's",
-                "evaluate it on the data set it was trained with",
-            )
-    chosen = [user for split in SPLITS for user in _first(dataset.user_ids(split), max_users)]
-    rendered = render_users(dataset, chosen)
-    users = list(rendered.user_ids)
-    questions = [scenario.question for scenario in dataset.scenarios]
-    asked: list[str | Scenario] = [*questions, *_tuned_rows(dataset, tuned)]
-    methods = []
-    for name, checkpoint in checkpoints.items():
-        # Tuned and untuned in one pass: a user's prefix is encoded once for both.
-        embeddings_UQZ = embed_users(checkpoint, rendered, asked)
-        by_scenario = [embeddings_UQZ[:, index] for index in range(len(asked))]
-        plain, soft = by_scenario[: len(questions)], by_scenario[len(questions) :]
-        methods.append(_score(name, dataset, users, plain, linear_probe))
-        if soft:
-            methods.append(_score(_tuned_title(tuned), dataset, users, soft, linear_probe))
-        asked = [*questions]
-    if with_handmade:
-        matrix = handmade_matrix(dataset, users)
-        same = [matrix] * len(questions)
-        methods.append(_score("hand-made, logistic regression", dataset, users, same, linear_probe))
-        methods.append(_score("hand-made, gradient boosting", dataset, users, same, boosting_probe))
-    main = next(iter(checkpoints.values()))
-    return Evaluation(
+    main, parts = subject.checkpoint, settings.parts
+    for checkpoint in (main, subject.untrained, *subject.others.values()):
+        if checkpoint is not None:
+            check_renders_alike(checkpoint, dataset)
+    _check_known(dataset, subject.tuned)
+    rendered = render_users(dataset, chosen_users(dataset, settings.max_users))
+    judged = judged_users(dataset, rendered.user_ids)
+    bootstrap = Bootstrap(len(judged.test_rows), settings.num_draws, settings.seed)
+    corpus = encoded_corpus(main, rendered)
+    embedded = embed_everybody(subject, corpus, dataset)
+    comparison = Comparison(dataset, rendered, judged, bootstrap)
+    methods = comparison.trained(subject, embedded, is_universal="universal" in parts)
+    for name, other in subject.others.items():
+        methods.append(comparison.checkpoint(name, "another trained model", other))
+    if subject.untrained is not None:
+        about = "the same model before its first step"
+        methods.append(comparison.checkpoint("untrained model", about, subject.untrained))
+    if "pooled" in parts:
+        methods += comparison.pooled(corpus)
+    if "handmade" in parts:
+        methods += comparison.handmade()
+    evaluation = Evaluation(
         dataset=dataset.name,
-        num_users=len(users),
+        num_users=len(judged.users),
+        num_test=len(judged.test_rows),
         recipe=main.meta.recipe.name,
         step=main.meta.step,
+        checkpoint_id=checkpoint_id(main),
+        num_draws=settings.num_draws,
         environment=environment(),
-        methods=tuple(methods),
+        methods=tuple(one.score for one in methods),
+        differences=_differences(methods),
+        zero_shot=_zero_shot(subject, dataset, settings, judged, embedded, bootstrap),
+        queries=_queries(settings, judged, embedded, bootstrap),
+        attention=_attention(subject, dataset, settings, judged, corpus),
     )
+    return Evaluated(evaluation, _projections(subject, settings, judged, embedded))
 
 
-def _tuned_title(tuned: Sequence[Scenario]) -> str:
-    """What a scenario file's method is called in tables."""
-    return "compiled" if all(scenario.is_compiled for scenario in tuned) else "prompt-tuned"
+def untrained_beside(checkpoint_dir: Path) -> Path | None:
+    """The run's untrained checkpoint, if `checkpoint_dir` lies in a run directory."""
+    candidate = checkpoint_dir.resolve().parent / "untrained"
+    return candidate if candidate.is_dir() else None
 
 
-def _tuned_rows(dataset: Dataset, tuned: Sequence[Scenario]) -> list[Scenario]:
-    """The data set's scenarios, those of `tuned` in place of their namesakes; none for none."""
-    if not tuned:
-        return []
+def _check_known(dataset: Dataset, tuned: Sequence[Scenario]) -> None:
     names = [scenario.name for scenario in dataset.scenarios]
     for scenario in tuned:
         if scenario.name not in names:
@@ -129,96 +100,77 @@ def _tuned_rows(dataset: Dataset, tuned: Sequence[Scenario]) -> list[Scenario]:
                 "--scenarios", scenario.name, "not in the data set", nearest(scenario.name, names)
             )
     left = sorted(set(names) - {scenario.name for scenario in tuned})
-    if left:
+    if tuned and left:
         log.warning("not in the scenario file, so judged untuned: %s", ", ".join(left))
-    return list(with_replaced(dataset.scenarios, tuned))
 
 
-def probe_scenario(
-    dataset: Dataset, scenario: str, users: list[str], matrix: Features, probe: Probe = linear_probe
-) -> ProbeResult:
-    """Fit and judge one probe; row i of `matrix` [U, F] belongs to users[i]. Raises DataError."""
-    row_of = {user: row for row, user in enumerate(users)}
-    return probe(_splits(dataset, scenario, row_of, matrix))
-
-
-def handmade_matrix(dataset: Dataset, users: list[str]) -> Features:
-    """Hand-made features [U, F]; columns are learnt from the train users among `users`."""
-    by_user = {profile.user_id: profile for profile in dataset.profiles(user_ids=users)}
-    space = learn_space([by_user[user] for user in users if dataset.split_of[user] == "train"])
-    return np.stack([features(by_user[user], space) for user in users])
-
-
-def markdown_table(evaluation: Evaluation) -> str:
-    """Methods as columns, scenarios as rows, `AUC / KS` in the cells."""
-    header = ["scenario", "base rate", *(method.method for method in evaluation.methods)]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    for row in zip(*(method.scenarios for method in evaluation.methods), strict=True):
-        cells = [f"{score.auc:.4f} / {score.ks:.4f}" for score in row]
-        lines.append(f"| {row[0].scenario} | {row[0].base_rate:.3f} | {' | '.join(cells)} |")
-    averages = [f"**{m.average_auc:.4f} / {m.average_ks:.4f}**" for m in evaluation.methods]
-    lines.append(f"| **average** | | {' | '.join(averages)} |")
-    return "\n".join(lines)
-
-
-def _score(
-    name: str, dataset: Dataset, users: list[str], by_scenario: list[Features], probe: Probe
-) -> MethodScore:
-    row_of = {user: row for row, user in enumerate(users)}
-    scores = []
-    for scenario, matrix in zip(dataset.scenarios, by_scenario, strict=True):
-        splits = _splits(dataset, scenario.name, row_of, matrix)
-        result = probe(splits)
-        test = splits["test"].labels
-        scores.append(
-            ScenarioScore(
-                scenario=scenario.name,
-                auc=result.auc,
-                ks=result.ks,
-                valid_auc=result.valid_auc,
-                num_test=len(test),
-                base_rate=float(test.mean()),
-            )
-        )
-        log.info("%s, %s: AUC %.4f, KS %.4f", name, scenario.name, result.auc, result.ks)
-    return MethodScore(
-        method=name,
-        average_auc=float(np.mean([score.auc for score in scores])),
-        average_ks=float(np.mean([score.ks for score in scores])),
-        average_valid_auc=float(np.mean([score.valid_auc for score in scores])),
-        scenarios=tuple(scores),
+def _differences(methods: Sequence[Judged]) -> tuple[Difference, ...]:
+    """The first method minus each baseline, and its tuned form minus itself."""
+    main, *others = methods
+    return tuple(
+        difference(other, main)
+        if other.score.kind == "query-conditioned"
+        else difference(main, other)
+        for other in others
     )
 
 
-def _splits(
-    dataset: Dataset, scenario: str, row_of: Mapping[str, int], matrix: Features
-) -> dict[str, SplitData]:
-    labelled, labels = dataset.labels(scenario)
-    splits = {}
-    for split in SPLITS:
-        picks = [
-            index
-            for index, user in enumerate(labelled)
-            if user in row_of and dataset.split_of[user] == split
-        ]
-        chosen = np.asarray(labels, dtype=np.int64)[picks]
-        if len(np.unique(chosen)) < 2:
-            raise DataError(
-                "labels.parquet",
-                scenario,
-                f"split {split} needs users of both classes, has {len(picks)} users",
-                "evaluate more users",
-            )
-        rows = [row_of[labelled[index]] for index in picks]
-        splits[split] = SplitData(matrix[rows], chosen)
-    return splits
+def _zero_shot(
+    subject: Subject,
+    dataset: Dataset,
+    settings: EvalConfig,
+    judged: JudgedUsers,
+    embedded: Embedded,
+    bootstrap: Bootstrap,
+) -> ZeroShot | None:
+    if "zero-shot" not in settings.parts:
+        return None
+    return zero_shot(
+        subject.checkpoint,
+        dataset.scenarios,
+        judged,
+        dict(zip(judged.by_scenario, columns(embedded.plain_UQZ), strict=True)),
+        settings.answers,
+        bootstrap,
+    )
 
 
-def _first(user_ids: list[str], max_users: int) -> list[str]:
-    return user_ids[:max_users] if max_users else user_ids
+def _queries(
+    settings: EvalConfig, judged: JudgedUsers, embedded: Embedded, bootstrap: Bootstrap
+) -> QueryEffect | None:
+    if "queries" not in settings.parts:
+        return None
+    return query_effect(embedded.plain_UQZ, judged, bootstrap)
 
 
-def untrained_beside(checkpoint_dir: Path) -> Path | None:
-    """The run's untrained checkpoint, if `checkpoint_dir` lies in a run directory."""
-    candidate = checkpoint_dir.resolve().parent / "untrained"
-    return candidate if candidate.is_dir() else None
+def _attention(
+    subject: Subject,
+    dataset: Dataset,
+    settings: EvalConfig,
+    judged: JudgedUsers,
+    corpus: PrefixCorpus,
+) -> Attention | None:
+    if "attention" not in settings.parts:
+        return None
+    users = judged.test_rows[: settings.attention_users].tolist()
+    return attention_shares(subject.checkpoint, corpus, users, dataset.scenarios, subject.tuned)
+
+
+def _projections(
+    subject: Subject, settings: EvalConfig, judged: JudgedUsers, embedded: Embedded
+) -> tuple[Projection, ...]:
+    """Every scenario's labelled test users in the plane, base and, where it is, tuned."""
+    if "plots" not in settings.parts:
+        return ()
+    tuned_names = {scenario.name for scenario in subject.tuned}
+    found = []
+    bar = tqdm(list(enumerate(judged.by_scenario.items())), desc="PCA and t-SNE", unit="scenario")
+    for index, (name, splits) in bar:
+        part = splits["test"]
+        drawn = np.random.default_rng([settings.seed, 6]).permutation(len(part.rows))
+        drawn = np.sort(drawn[: settings.plot_users])
+        rows, labels = part.rows[drawn], part.labels[drawn]
+        found.append(project(name, embedded.plain_UQZ[rows, index], labels, is_tuned=False))
+        if embedded.tuned_UQZ is not None and name in tuned_names:
+            found.append(project(name, embedded.tuned_UQZ[rows, index], labels, is_tuned=True))
+    return tuple(found)

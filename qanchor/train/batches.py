@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qanchor.bundle.packing import FloatArray, PromptTable
-from qanchor.data.prefix import PrefixTokens
+from qanchor.data.prefix import PrefixLayout, PrefixTokens
 from qanchor.towers import PAD_SEGMENT, AnchorBatch
 from qanchor.train.corpus import IntArray, PrefixCorpus
 
@@ -63,7 +63,21 @@ def anchor_batch(
         event_vectors_NE=None if known is None else torch.from_numpy(known[texts]),
         prompt_index_BS=_stack([p.prompt_index for p in suffix], 0) if has_prompts else None,
         prompt_rows_RD=torch.from_numpy(prompts.rows_KD(0)) if has_prompts else None,
+        measures_BPF=_measures(corpus, users, layouts) if corpus.rendered.measures else None,
     )
+
+
+def _measures(
+    corpus: PrefixCorpus, users: Sequence[int], layouts: Sequence[PrefixLayout]
+) -> Tensor:
+    """The numbers beside the events [B, P, F], zeros elsewhere."""
+    rows = [corpus.measures_at(layout, user) for user, layout in zip(users, layouts, strict=True)]
+    stacked = np.zeros(
+        (len(rows), _padded_len([len(row) for row in rows]), rows[0].shape[1]), dtype=np.float32
+    )
+    for index, row in enumerate(rows):
+        stacked[index, : len(row)] = row
+    return torch.from_numpy(stacked)
 
 
 def answer_batch(segments: Sequence[Segment], tokens: PrefixTokens) -> tuple[Tensor, Tensor]:
@@ -128,9 +142,13 @@ def _pack(
     )
 
 
+def _padded_len(lengths: Sequence[int]) -> int:
+    longest = max(lengths)
+    return longest + -longest % PAD_MULTIPLE
+
+
 def _stack(rows: list[IntArray], fill: int) -> Tensor:
-    width = max(len(row) for row in rows)
-    width += -width % PAD_MULTIPLE
+    width = _padded_len([len(row) for row in rows])
     stacked = np.full((len(rows), width), fill, dtype=np.int64)
     for index, row in enumerate(rows):
         stacked[index, : len(row)] = row

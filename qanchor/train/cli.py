@@ -1,6 +1,7 @@
 """`qanchor pretrain`."""
 
 import argparse
+import os
 from pathlib import Path
 
 from qanchor.config import add_set_argument
@@ -14,7 +15,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description=(
             "Joint contrastive and next-token pre-training. Writes RUN/untrained (step 0), "
             "RUN/checkpoint (newest) and RUN/metrics.jsonl. Labels are never read. Without "
-            "--triples they are made first, as RUN/triples.parquet."
+            "--triples they are made first, as RUN/triples.parquet. On several devices: "
+            "torchrun --nproc-per-node 2 -m qanchor.cli pretrain ... (docs/training.md)."
         ),
     )
     parser.add_argument("dataset", type=Path, help="data set directory, see `qanchor data`")
@@ -28,23 +30,30 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Train or resume; the last line names the checkpoint."""
+    if os.environ.get("RANK", "0") != "0":
+        # One process shows bars; tqdm reads this when it is imported.
+        os.environ["TQDM_DISABLE"] = "1"
     import msgspec
 
     from qanchor.config import override
     from qanchor.data.dataset import open_dataset
     from qanchor.data.useru import write_triples
+    from qanchor.train.distributed import joined_processes
     from qanchor.train.pretrain import pretrain, resume
     from qanchor.train.recipes import recipe_named
 
-    dataset = open_dataset(args.dataset)
-    triples = args.triples or args.run_dir / "triples.parquet"
-    if not triples.is_file():
-        triples.parent.mkdir(parents=True, exist_ok=True)
-        write_triples(dataset, triples)
-    if args.resume:
-        checkpoint = resume(dataset, triples, args.run_dir)
-    else:
+    with joined_processes() as processes:
+        dataset = open_dataset(args.dataset)
         recipe = override(recipe_named(args.recipe), args.assignments)
-        checkpoint = pretrain(recipe, dataset, triples, args.run_dir)
-    print(msgspec.json.encode({"checkpoint": str(checkpoint)}).decode())
+        triples = args.triples or args.run_dir / "triples.parquet"
+        if processes.is_first and not triples.is_file():
+            triples.parent.mkdir(parents=True, exist_ok=True)
+            write_triples(dataset, triples, recipe.triples)
+        processes.wait()
+        if args.resume:
+            checkpoint = resume(dataset, triples, args.run_dir, processes)
+        else:
+            checkpoint = pretrain(recipe, dataset, triples, args.run_dir, processes)
+    if processes.is_first:
+        print(msgspec.json.encode({"checkpoint": str(checkpoint)}).decode())
     return 0

@@ -1,7 +1,7 @@
 """Profiles of a data set as token tables, so that batches are built by indexing alone.
 
 Event texts repeat across users and days: each distinct text is tokenised once.
-Legend: N events, M modalities, P prefix length, T text length.
+Legend: N events, M modalities, P prefix length, T text length, F measures.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,14 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from qanchor.config import ProfileSchema
-from qanchor.data.prefix import ADAPTER_FIRST_EVENT, PrefixLayout, PrefixTokens, build_layout
+from qanchor.data.measures import NUM_MEASURES
+from qanchor.data.prefix import (
+    ADAPTER_FIRST_EVENT,
+    PrefixLayout,
+    PrefixTokens,
+    build_layout,
+    prefix_len,
+)
 from qanchor.data.profile import Profile
 from qanchor.data.render import RenderedProfile, render_profile
 
@@ -31,6 +38,8 @@ class RenderedCorpus:
     texts: tuple[str, ...]
     text_limits: npt.NDArray[np.int32]
     """Tokens to keep of each distinct text."""
+    measures: tuple[npt.NDArray[np.float32], ...] = ()
+    """`measures[u]` [N, F]: the numbers beside a user's texts; empty where the schema has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +58,7 @@ class PrefixCorpus:
 
     def prefix_len(self, user: int) -> int:
         """Prefix positions of user number `user`."""
-        num_events = self.rendered.num_events[user]
-        return len(self.tokens.header) + 1 + 3 * len(num_events) + sum(num_events)
+        return prefix_len(self.rendered.num_events[user], self.tokens)
 
     def layout(self, user: int) -> PrefixLayout:
         """Prefix layout of user number `user`."""
@@ -62,6 +70,14 @@ class PrefixCorpus:
         is_event = layout.adapter_P >= ADAPTER_FIRST_EVENT
         rows_P[is_event] = self.rendered.rows[user][layout.source_P[is_event]]
         return rows_P
+
+    def measures_at(self, layout: PrefixLayout, user: int) -> npt.NDArray[np.float32]:
+        """The numbers [P, F] beside each event of the layout, zeros elsewhere."""
+        rows_NF = self.rendered.measures[user]
+        measures_PF = np.zeros((len(layout), rows_NF.shape[1]), dtype=np.float32)
+        is_event = layout.adapter_P >= ADAPTER_FIRST_EVENT
+        measures_PF[is_event] = rows_NF[layout.source_P[is_event]]
+        return measures_PF
 
     def text_lens(self, text_rows: IntArray) -> IntArray:
         """Tokens of the given distinct texts."""
@@ -81,19 +97,33 @@ def render_corpus(
     profiles: Iterable[Profile], schema: ProfileSchema, num_users: int
 ) -> RenderedCorpus:
     """Render every profile, with a progress bar over `num_users`."""
+    bar = tqdm(profiles, total=num_users, desc="rendering profiles", unit="user")
+    return collect_rendered(
+        ((profile.user_id, render_profile(profile, schema)) for profile in bar), schema
+    )
+
+
+def collect_rendered(
+    users: Iterable[tuple[str, RenderedProfile]], schema: ProfileSchema
+) -> RenderedCorpus:
+    """Number the distinct texts of rendered users (id, profile)."""
     row_of: dict[tuple[str, int], int] = {}
     user_ids, num_events, rows = [], [], []
-    for profile in tqdm(profiles, total=num_users, desc="rendering profiles", unit="user"):
-        rendered = render_profile(profile, schema)
-        user_ids.append(profile.user_id)
+    measures: list[npt.NDArray[np.float32]] = []
+    for user_id, rendered in users:
+        user_ids.append(user_id)
         num_events.append(rendered.num_events)
         rows.append(_rows(rendered, schema, row_of))
+        if schema.has_measures:
+            numbers = np.array(rendered.flat_measures(), dtype=np.float32)
+            measures.append(numbers.reshape(-1, NUM_MEASURES))
     return RenderedCorpus(
         tuple(user_ids),
         tuple(num_events),
         tuple(rows),
         tuple(text for text, _ in row_of),
         np.array([limit for _, limit in row_of], dtype=np.int32),
+        tuple(measures),
     )
 
 

@@ -1,263 +1,296 @@
 """Joint pre-training, Q-Anchor Eq. (3)-(6): the loop, evaluation during it, exact resume.
 
-A run directory holds `untrained/` (step 0), `step-NNNNNN/` with `checkpoint` pointing at the
-newest, and `metrics.jsonl`. A run killed at any moment goes on from `checkpoint` with the same
-losses to the bit (CPU).
+Runs in one process or, under torchrun, in several that share every batch. What a run leaves on
+disk is in qanchor.train.run_directory. A run killed at any moment goes on from its newest
+checkpoint with the same losses to the bit (CPU, the same number of processes).
 """
 
 import logging
-import math
 import os
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import msgspec
+import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from qanchor import config
-from qanchor.checkpoint import (
-    TRAINER_FILE,
-    Checkpoint,
-    at_step,
-    load_checkpoint,
-    save_checkpoint,
-)
+from qanchor.checkpoint import TRAINER_FILE, Checkpoint, at_step, load_checkpoint, save_checkpoint
 from qanchor.data.dataset import Dataset
 from qanchor.errors import ConfigError
-from qanchor.losses import LossConfig, contrastive_loss, next_token_loss
 from qanchor.towers import QAnchorModel
 from qanchor.train.allocator import keep_freed_memory
-from qanchor.train.batches import Segment, anchor_batch, answer_batch
+from qanchor.train.distributed import Processes, alone
+from qanchor.train.gradient_cache import backward, random_state, set_random_state
+from qanchor.train.optimizer import build_optimizer, learning_rate
+from qanchor.train.parallel import Placement, Replicated
 from qanchor.train.recipes import Recipe, TrainConfig
-from qanchor.train.setup import Material, batch_order, material, prepare, render_users
+from qanchor.train.run_directory import (
+    LATEST,
+    METRICS_FILE,
+    RECIPE_FILE,
+    TENSORBOARD_DIR,
+    UNTRAINED,
+    append_metrics,
+    forget_metrics_after,
+    holds_run,
+    newest,
+    save_newest,
+)
+from qanchor.train.scalars import Scalars
+from qanchor.train.source import BatchSource, Picked, Sources
+from qanchor.train.sources import fresh_sources, mend_shards, sources_again
+from qanchor.train.step import Step, StepLosses
+
+__all__ = ["LATEST", "METRICS_FILE", "UNTRAINED", "Trainer", "pretrain", "resume"]
 
 log = logging.getLogger(__name__)
 
-UNTRAINED = "untrained"
-LATEST = "checkpoint"
-METRICS_FILE = "metrics.jsonl"
-RECIPE_FILE = "recipe.json"
 
-
-@dataclass(frozen=True, slots=True)
-class StepLosses:
-    """Loss terms of one batch (scalar tensors), with u and v [Q, embedding_dim] beside them."""
-
-    contrastive: Tensor
-    next_token: Tensor
-    anchor: Tensor
-    semantic: Tensor
-
-
-def pretrain(recipe: Recipe, dataset: Dataset, triples_path: Path, run_dir: Path) -> Path:
+def pretrain(
+    recipe: Recipe,
+    dataset: Dataset,
+    triples_path: Path,
+    run_dir: Path,
+    processes: Processes | None = None,
+) -> Path:
     """Train from scratch into `run_dir`; returns the newest checkpoint's path.
 
-    Raises ConfigError when the directory already holds a run (use `resume`).
+    Every process of a run calls it; `run_dir` must be one directory for all of them. Raises
+    ConfigError when the directory already holds a run (use `resume`).
     """
-    if (run_dir / LATEST).exists() or (run_dir / UNTRAINED).exists():
+    processes = processes or alone()
+    if holds_run(run_dir):
         raise ConfigError(
             "run directory", str(run_dir), "already holds a run", "resume it or choose another"
         )
+    # Nobody writes before everybody has looked.
+    processes.wait()
     _settle(recipe.train)
-    checkpoint, data = prepare(recipe, dataset, triples_path)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    config.save(recipe, run_dir / RECIPE_FILE)
-    save_checkpoint(checkpoint, run_dir / UNTRAINED)
-    return Trainer(checkpoint, data, run_dir).run()
-
-
-def resume(dataset: Dataset, triples_path: Path, run_dir: Path) -> Path:
-    """Go on with an interrupted run; returns the newest checkpoint's path.
-
-    Raises ConfigError when there is nothing to resume.
-    """
-    latest = run_dir / LATEST
-    start = latest if latest.exists() else run_dir / UNTRAINED
-    checkpoint = load_checkpoint(start)
-    _settle(checkpoint.meta.recipe.train)
-    rendered = render_users(dataset, dataset.user_ids("train"))
-    trainer = Trainer(checkpoint, material(checkpoint, rendered, triples_path), run_dir)
-    if latest.exists():
-        trainer.restore(torch.load(latest / TRAINER_FILE, weights_only=True))
-    _forget_metrics_after(run_dir / METRICS_FILE, checkpoint.meta.step)
+    if processes.is_first:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        checkpoint, sources = fresh_sources(recipe, dataset, triples_path, run_dir)
+        config.save(recipe, run_dir / RECIPE_FILE)
+        save_checkpoint(checkpoint, run_dir / UNTRAINED)
+    processes.wait()
+    if not processes.is_first:
+        checkpoint = load_checkpoint(run_dir / UNTRAINED)
+        sources = sources_again(checkpoint, dataset, triples_path, run_dir)
+        _seed_apart(recipe.train.seed, processes)
+    trainer = Trainer(checkpoint, sources, run_dir, processes)
+    trainer.save_start()
     return trainer.run()
 
 
-def compute_losses(
-    model: QAnchorModel,
-    data: Material,
-    picked: tuple[list[int], list[list[Segment]]],
-    loss: LossConfig,
-    *,
-    is_masked: bool,
-) -> StepLosses:
-    """Both towers on `picked` users and segments, and the two terms of Eq. (3)-(6)."""
-    users, segments = picked
-    device = model.head.up.weight.device
-    batch = anchor_batch(data.corpus, users, segments).to(device)
-    flat = [segment for of_user in segments for segment in of_user]
-    answers_QA, answer_len_Q = (part.to(device) for part in answer_batch(flat, data.corpus.tokens))
-    answers_see_all = loss.next_token_context == "all"
-    anchor_QZ, states_BSD = model.anchor(batch, answers_see_all=answers_see_all)
-    semantic_QZ = model.semantic(answers_QA, answer_len_Q)
-    contrastive = next_token = anchor_QZ.new_zeros(())
-    if loss.next_token_weight:
-        next_token = next_token_loss(*model.answer_logits(states_BSD, batch.labels_BS))
-    if loss.contrastive_weight:
-        equal_QQ = (answers_QA[:, None] == answers_QA).all(dim=-1)
-        # A bfloat16 similarity would be off by as much as a tenth of its own over tau.
-        with torch.autocast(device.type, enabled=False):
-            contrastive = contrastive_loss(
-                anchor_QZ, semantic_QZ, loss, is_masked=is_masked, equal_QQ=equal_QQ
-            )
-    return StepLosses(contrastive, next_token, anchor_QZ, semantic_QZ)
+def resume(
+    dataset: Dataset, triples_path: Path, run_dir: Path, processes: Processes | None = None
+) -> Path:
+    """Go on with an interrupted run; returns the newest checkpoint's path.
+
+    Every process of a run calls it. Raises ConfigError when there is nothing to resume.
+    """
+    processes = processes or alone()
+    start = newest(run_dir)
+    checkpoint = load_checkpoint(start)
+    _settle(checkpoint.meta.recipe.train)
+    if processes.is_first:
+        mend_shards(checkpoint, dataset, triples_path, run_dir)
+    processes.wait()
+    sources = sources_again(checkpoint, dataset, triples_path, run_dir)
+    _seed_apart(checkpoint.meta.recipe.train.seed, processes)
+    trainer = Trainer(checkpoint, sources, run_dir, processes)
+    if (start / TRAINER_FILE).exists():
+        trainer.restore(torch.load(start / TRAINER_FILE, map_location="cpu", weights_only=True))
+    if processes.is_first:
+        forget_metrics_after(run_dir, checkpoint.meta.step)
+    return trainer.run()
 
 
 class Trainer:
     """The optimisation loop of one run; state lives in model, optimizer and step alone."""
 
-    def __init__(self, checkpoint: Checkpoint, data: Material, run_dir: Path) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, sources: Sources, run_dir: Path, processes: Processes
+    ) -> None:
         self.checkpoint = checkpoint
-        self.data = data
         self.run_dir = run_dir
+        self.processes = processes
         self.recipe = checkpoint.meta.recipe
-        self.step = checkpoint.meta.step
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = checkpoint.model.to(self.device)
-        self.order = batch_order(self.recipe, data.corpus, data.training)
-        self.optimizer = torch.optim.AdamW(
-            _parameter_groups(self.model, self.recipe.train.weight_decay),
-            lr=self.recipe.train.learning_rate,
-            betas=(0.9, 0.98),
+        self.number = checkpoint.meta.step
+        self.training, self.heldout = sources.training, sources.heldout
+        train = self.recipe.train
+        _check_train(train, self.training, processes)
+        if train.gradient_checkpointing:
+            checkpoint.model.recompute_layers()
+        self.placement = _placement(checkpoint.model, train, processes)
+        self.step = Step(
+            model=self.placement.model,
+            loss=self.recipe.loss,
+            dtype=train.dtype,
+            users_per_piece=train.users_per_piece,
+            processes=processes,
         )
+        self.optimizer = build_optimizer(self.placement.model, train)
 
     def run(self) -> Path:
         """Train to the recipe's last step; returns the path of the newest checkpoint."""
-        train = self.recipe.train
+        train, is_first = self.recipe.train, self.processes.is_first
         bar = tqdm(
-            total=train.steps, initial=self.step, desc=f"pretrain {self.recipe.name}", unit="step"
+            total=train.steps,
+            initial=self.number,
+            desc=f"pretrain {self.recipe.name}",
+            unit="step",
+            disable=not is_first,
         )
-        while self.step < train.steps:
+        scalars = None
+        if train.tensorboard and is_first:
+            scalars = Scalars(self.run_dir / TENSORBOARD_DIR, self.number + 1)
+        while self.number < train.steps:
             metrics = self._train_step()
-            self.step += 1
+            self.number += 1
             bar.update()
             bar.set_postfix(cl=f"{metrics['contrastive']:.3f}", ntp=f"{metrics['next_token']:.3f}")
-            is_last = self.step == train.steps
-            if is_last or self.step % train.evaluate_every == 0:
+            is_last = self.number == train.steps
+            if is_last or self.number % train.evaluate_every == 0:
                 metrics |= self._evaluate()
-                log.info("step %d: %s", self.step, metrics)
-            with (self.run_dir / METRICS_FILE).open("ab") as stream:
-                stream.write(msgspec.json.encode({"step": self.step, **metrics}) + b"\n")
-            if is_last or self.step % train.checkpoint_every == 0:
+                if is_first:
+                    log.info("step %d: %s", self.number, metrics)
+            if is_first:
+                append_metrics(self.run_dir, self.number, metrics)
+            if scalars is not None:
+                scalars.write(self.number, metrics)
+            if is_last or self.number % train.checkpoint_every == 0:
                 self._save()
         bar.close()
+        if scalars is not None:
+            scalars.close()
+        # Nobody leaves, and returns a path, before it is written.
+        self.processes.wait()
         return self.run_dir / LATEST
 
-    def restore(self, state: dict[str, object]) -> None:
-        """Take optimizer and random state over from a checkpoint's trainer file."""
-        self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
-        torch.set_rng_state(state["rng"])  # type: ignore[arg-type]
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take optimizer and random states over from a checkpoint's trainer file."""
+        self.placement.load_optimizer_state(self.optimizer, state["optimizer"])
+        random_states = state["random_states"]
+        if len(random_states) == self.processes.num_processes:
+            set_random_state(self.processes.device, random_states[self.processes.rank])
+        elif self.processes.is_first:
+            log.warning(
+                "the run had %d processes and now has %d: dropout draws anew",
+                len(random_states),
+                self.processes.num_processes,
+            )
+
+    def save_start(self) -> None:
+        """Add the random states to the untrained checkpoint, so that a first step repeats too."""
+        state = self._state()
+        if self.processes.is_first:
+            torch.save(state, self.run_dir / UNTRAINED / TRAINER_FILE)
 
     def _train_step(self) -> dict[str, float]:
-        self.model.train()
+        self.step.model.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.recipe.train)
+            group["lr"] = learning_rate(self.number, self.recipe.train)
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self._losses(self.order.batch(self.step))
-        weights = self.recipe.loss
-        total = (
-            weights.contrastive_weight * losses.contrastive
-            + weights.next_token_weight * losses.next_token
-        )
-        total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.recipe.train.max_grad_norm, error_if_nonfinite=True
-        )
+        losses = backward(self.step, self.training.batch(self.number), is_masked=self._is_masked)
+        norm = self.placement.settle_gradients(self.recipe.train.max_grad_norm)
         self.optimizer.step()
         return {
-            "loss": total.item(),
+            "loss": self.step.total(losses).item(),
             "contrastive": losses.contrastive.item(),
             "next_token": losses.next_token.item(),
             "grad_norm": norm.item(),
         }
 
-    def _losses(self, picked: tuple[list[int], list[list[Segment]]]) -> StepLosses:
-        is_half = self.recipe.train.dtype == "bfloat16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_half):
-            return compute_losses(
-                self.model,
-                self.data,
-                picked,
-                self.recipe.loss,
-                is_masked=self.step >= self.recipe.loss.mask_from_step,
-            )
+    @property
+    def _is_masked(self) -> bool:
+        return self.number >= self.recipe.loss.mask_from_step
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
         """Mean loss terms and retrieval (right answer among the batch's) over held-out users."""
-        if not self.data.heldout.users:
+        if self.heldout is None:
             return {}
-        heldout = batch_order(self.recipe, self.data.corpus, self.data.heldout)
-        self.model.eval()
+        self.step.model.eval()
         rows = []
-        for index in range(heldout.batches_per_epoch):
-            losses = self._losses(heldout.batch(index))
-            best_Q = (losses.anchor @ losses.semantic.T).argmax(dim=1)
-            is_right_Q = best_Q == torch.arange(len(best_Q), device=self.device)
-            rows.append(
-                [
-                    losses.contrastive.item(),
-                    losses.next_token.item(),
-                    is_right_Q.float().mean().item(),
-                ]
-            )
+        for index in range(self.heldout.batches_per_epoch):
+            picked = self.heldout.batch(index)
+            # Processes get equal shares; the few users too many are left out.
+            num_users = len(picked.users) - len(picked.users) % self.processes.num_processes
+            if num_users:
+                rows.append(self._heldout_metrics(picked.part(range(num_users))))
+        if not rows:
+            return {}
         means = torch.tensor(rows).mean(dim=0).tolist()
         return dict(
             zip(("heldout_contrastive", "heldout_next_token", "heldout_top1"), means, strict=True)
         )
 
+    def _heldout_metrics(self, picked: Picked) -> list[float]:
+        losses: StepLosses = self.step.losses(picked, is_masked=self._is_masked)
+        best_J = (losses.anchor @ losses.semantic.T).argmax(dim=1)
+        is_right_J = best_J == torch.arange(len(best_J), device=best_J.device)
+        terms = (losses.contrastive, losses.next_token, is_right_J.float().mean())
+        return [term.item() for term in terms]
+
     def _save(self) -> None:
-        directory = self.run_dir / f"step-{self.step:06d}"
-        self.checkpoint = at_step(self.checkpoint, self.step)
-        save_checkpoint(self.checkpoint, directory)
-        state = {"optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state()}
-        torch.save(state, directory / TRAINER_FILE)
-        link = self.run_dir / (LATEST + ".new")
-        link.unlink(missing_ok=True)
-        link.symlink_to(directory.name)
-        os.replace(link, self.run_dir / LATEST)
-        for old in self.run_dir.glob("step-*"):
-            if old != directory:
-                shutil.rmtree(old)
+        self.checkpoint = at_step(self.checkpoint, self.number)
+        model, state = self.placement.whole_model(), self._state()
+        if self.processes.is_first:
+            meta, tokenizer = self.checkpoint.meta, self.checkpoint.tokenizer
+            whole = Checkpoint(model, meta, tokenizer, self.checkpoint.event_tokenizer)
+            save_newest(whole, state, self.run_dir)
+
+    def _state(self) -> dict[str, Any]:
+        """What besides the weights a run goes on from; every process must call."""
+        return {
+            "optimizer": self.placement.whole_optimizer_state(self.optimizer),
+            "random_states": self.processes.objects(random_state(self.processes.device)),
+        }
 
 
-def learning_rate(step: int, train: TrainConfig) -> float:
-    """Linear warm-up, then cosine decay to a tenth of the peak at the last step."""
-    if step < train.warmup_steps:
-        return train.learning_rate * (step + 1) / train.warmup_steps
-    progress = (step - train.warmup_steps) / max(train.steps - train.warmup_steps, 1)
-    return train.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
+def _placement(model: QAnchorModel, train: TrainConfig, processes: Processes) -> Placement:
+    if train.parallel == "ddp":
+        return Replicated(model, processes)
+    if processes.is_alone:
+        log.warning("train.parallel=fsdp has no effect on one process; start it with torchrun")
+        return Replicated(model, processes)
+    from qanchor.train.fsdp import FullySharded
+
+    return FullySharded(model, processes)
 
 
-def _parameter_groups(model: QAnchorModel, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices decay; vectors (norms, biases) do not; frozen parameters are left out."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def _check_train(train: TrainConfig, training: BatchSource, processes: Processes) -> None:
+    """Raises ConfigError unless every process gets an equal share, in a dtype it knows."""
+    is_half = train.dtype == "bfloat16" and processes.device.type == "cuda"
+    if is_half and not torch.cuda.is_bf16_supported():
+        raise ConfigError("train.dtype", train.dtype, "this GPU has no bfloat16", "take float32")
+    if train.users_per_batch % processes.num_processes:
+        raise ConfigError(
+            "train.users_per_batch",
+            train.users_per_batch,
+            f"must be a multiple of the {processes.num_processes} processes",
+            "it counts the users of all processes together",
+        )
+    if not processes.is_alone and training.num_users < train.users_per_batch:
+        raise ConfigError(
+            "train.users_per_batch",
+            train.users_per_batch,
+            f"must not exceed the {training.num_users} users to train on",
+            "lower it, or train in one process",
+        )
 
 
-def _forget_metrics_after(path: Path, step: int) -> None:
-    """Drop the lines of steps that will be taken again."""
-    if path.is_file():
-        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:step]))
+def _seed_apart(seed: int, processes: Processes) -> None:
+    """Let every process but the first draw its own dropout."""
+    if not processes.is_first:
+        drawn = np.random.SeedSequence([seed, 5, processes.rank]).generate_state(1)
+        torch.manual_seed(int(drawn[0]))
 
 
 def _settle(train: TrainConfig) -> None:
     """Process-wide settings of a run."""
     keep_freed_memory()
-    torch.set_num_threads(train.num_threads or os.cpu_count() or 1)
+    # torchrun tells how many processes share this machine.
+    num_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(train.num_threads or max((os.cpu_count() or 1) // num_here, 1))

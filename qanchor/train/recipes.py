@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from qanchor.config import Config, nearest
+from qanchor.data.useru import TripleOptions
 from qanchor.decoder import DecoderConfig, LoraConfig
 from qanchor.encoder.event_encoder import EventEncoderConfig
 from qanchor.errors import ConfigError
@@ -22,6 +23,10 @@ class TrainConfig(Config, frozen=True, kw_only=True):
 
     steps: int = 1000
     users_per_batch: int = 32
+    """Users of a step, all processes together: whose answers are each other's negatives."""
+    users_per_piece: int = 0
+    """Users whose activations a process holds at once; 0: its whole share of the batch. Smaller
+    pieces cost one more forward pass; losses and gradients stay those of the whole batch."""
     queries_per_user: int = 4
     """Triples per user and step; they share the user's prefix (pairs per step = product)."""
     learning_rate: float = 2e-4
@@ -30,6 +35,14 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     max_grad_norm: float = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
     """`bfloat16` runs the towers under autocast; weights, head and losses stay float32."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input and compute the rest again in the backward pass: a third more
+    time for a fraction of the activations."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: `ddp` a whole copy of the model on each process, `fsdp` a slice of it."""
+    tensorboard: bool = False
+    """Write RUN/tensorboard beside metrics.jsonl, which holds the same numbers and is what
+    everything else reads; hence off unless someone watches. Needs tensorboardX."""
     max_query_len: int = 48
     """Query tokens kept, template included, <USER_EMB> not counted."""
     max_answer_len: int = 96
@@ -39,11 +52,32 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     that users differ from the start; 0 leaves their usual start. Not in the paper."""
     heldout_users: int = 256
     """Train users kept out of training to watch the loss and retrieval during it."""
+    shard_users: int = 0
+    """Users per shard of RUN/shards, of which a process holds two at a time; 0 holds all users in
+    memory. Batches are then drawn within a shard: take many times users_per_batch."""
     evaluate_every: int = 250
     checkpoint_every: int = 250
     num_threads: int = 0
     """Torch CPU threads; 0 takes all cores."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("users_per_piece", "shard_users"):
+            if getattr(self, name) < 0:
+                raise ConfigError(
+                    f"train.{name}", getattr(self, name), "must not be negative", "0 is off"
+                )
+        if self.users_per_batch < 1:
+            raise ConfigError(
+                "train.users_per_batch", self.users_per_batch, "must be at least 1", "e.g. 32"
+            )
+        if 0 < self.shard_users < self.users_per_batch:
+            raise ConfigError(
+                "train.shard_users",
+                self.shard_users,
+                f"must be 0 or at least users_per_batch={self.users_per_batch}",
+                "a batch lies within one shard",
+            )
 
 
 class Recipe(Config, frozen=True, kw_only=True):
@@ -57,6 +91,8 @@ class Recipe(Config, frozen=True, kw_only=True):
     head: HeadConfig = HeadConfig()
     lora: LoraConfig | None = None
     loss: LossConfig = LossConfig()
+    triples: TripleOptions = TripleOptions()
+    """Read where `qanchor pretrain` makes the triples itself."""
     train: TrainConfig = TrainConfig()
 
 
@@ -81,10 +117,13 @@ def mini() -> Recipe:
             drop_equal_answers=True,
             next_token_context="user_emb",
         ),
+        # Three as-of days per train user: the same people, three times as much to predict.
+        triples=TripleOptions(views_per_user=2, per_user_future=24, per_user_uqa=6),
         train=TrainConfig(
             learning_rate=1e-3,
-            steps=4500,
+            steps=1900,
             users_per_batch=32,
+            queries_per_user=6,
             warmup_steps=100,
             dtype="bfloat16",
             evaluate_every=500,

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from qanchor.checkpoint import Checkpoint
+from qanchor.data.useru import SHIFT_COLUMN, read_columns
+from qanchor.data.views import View
 from qanchor.errors import DataError
 from qanchor.train.batches import Segment
 
@@ -26,9 +27,17 @@ class UserTriples:
     """The (query, answer) pairs of each user; `users[i]` is a row of the prefix corpus."""
 
     users: tuple[int, ...]
-    segments: tuple[tuple[Segment, ...], ...]
-    topics: tuple[tuple[int, ...], ...]
+    segments: Sequence[Sequence[Segment]]
+    topics: Sequence[Sequence[int]]
     """Topic number of each segment."""
+
+    def part(self, entries: Sequence[int]) -> "UserTriples":
+        """The users at the given places."""
+        return UserTriples(
+            tuple(self.users[entry] for entry in entries),
+            tuple(self.segments[entry] for entry in entries),
+            tuple(self.topics[entry] for entry in entries),
+        )
 
     @property
     def topic_counts(self) -> npt.NDArray[np.int64]:
@@ -36,29 +45,51 @@ class UserTriples:
         return np.bincount([topic for of_user in self.topics for topic in of_user])
 
 
-def read_triple_texts(path: Path) -> tuple[list[str], list[str], list[str], list[str]]:
-    """User ids, topics, queries, answers of a triples file, row by row."""
-    table = pq.read_table(path, columns=["user_id", "topic", "query", "answer"])
-    user_ids, topics, queries, answers = (column.to_pylist() for column in table.columns)
-    return [str(user_id) for user_id in user_ids], topics, queries, answers
+@dataclass(frozen=True, slots=True)
+class TripleTexts:
+    """A triples file, row by row."""
+
+    views: list[View]
+    topics: list[str]
+    queries: list[str]
+    answers: list[str]
+
+    def shifts(self) -> dict[str, list[int]]:
+        """The views that have triples: shifts by user, ascending."""
+        found: dict[str, set[int]] = {}
+        for view in self.views:
+            found.setdefault(view.user_id, set()).add(view.shift)
+        return {user: sorted(shifts) for user, shifts in found.items()}
 
 
-def load_triples(path: Path, checkpoint: Checkpoint, user_ids: Sequence[str]) -> UserTriples:
-    """Tokenise the triples of `user_ids` (rows of the corpus).
+def read_triple_texts(path: Path) -> TripleTexts:
+    """Read a triples file."""
+    columns = read_columns(path)
+    views = [
+        View(str(user), shift)
+        for user, shift in zip(columns["user_id"], columns[SHIFT_COLUMN], strict=True)
+    ]
+    return TripleTexts(views, columns["topic"], columns["query"], columns["answer"])
+
+
+def load_triples(
+    triples: TripleTexts, checkpoint: Checkpoint, view_names: Sequence[str], where: str
+) -> UserTriples:
+    """Tokenise the triples of `view_names` (rows of the corpus); `where` names them in errors.
 
     Raises DataError for a triple of another user: only train users may be learnt from.
     """
-    row_of = {user_id: row for row, user_id in enumerate(user_ids)}
+    row_of = {name: row for row, name in enumerate(view_names)}
     by_user: dict[int, list[tuple[Segment, int]]] = {}
     ids_of: dict[str, tuple[int, ...]] = {}
     topic_of: dict[str, int] = {}
-    rows = zip(*read_triple_texts(path), strict=True)
-    bar = tqdm(rows, desc="tokenising triples", unit="triple")
-    for number, (user_id, topic, query, answer) in enumerate(bar):
-        if user_id not in row_of:
+    rows = zip(triples.views, triples.topics, triples.queries, triples.answers, strict=True)
+    bar = tqdm(rows, desc="tokenising triples", unit="triple", total=len(triples.views))
+    for number, (view, topic, query, answer) in enumerate(bar):
+        if view.name not in row_of:
             raise DataError(
-                f"{path.name}:{number}:user_id",
-                user_id,
+                f"{where}:{number}:user_id",
+                view.name,
                 "is no train user",
                 "make the triples again",
             )
@@ -68,7 +99,7 @@ def load_triples(path: Path, checkpoint: Checkpoint, user_ids: Sequence[str]) ->
             ids_of[answer] = checkpoint.encode_answer(answer)
         segment = Segment(ids_of[query], ids_of[answer])
         topic_number = topic_of.setdefault(topic, len(topic_of))
-        by_user.setdefault(row_of[user_id], []).append((segment, topic_number))
+        by_user.setdefault(row_of[view.name], []).append((segment, topic_number))
     users = tuple(sorted(by_user))
     return UserTriples(
         users,

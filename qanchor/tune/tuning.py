@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qanchor.config import Config, Scenario
+from qanchor.errors import ConfigError
 from qanchor.eval.metrics import auc
 from qanchor.train.corpus import IntArray
 from qanchor.tune.config import TuneConfig
@@ -48,8 +49,16 @@ def tune_scenario(
 ) -> tuple[Scenario, TuneReport]:
     """Learn soft prompt and prototypes of a scenario whose question has the tokens `text_ids`.
 
-    `labelled` as from `labelled_rows`. The scenario comes back one version higher.
+    `labelled` as from `labelled_rows`. The scenario comes back one version higher. Raises
+    ConfigError without text, from which a soft prompt starts.
     """
+    if not text_ids:
+        raise ConfigError(
+            f"{scenario.name}.question",
+            scenario.question,
+            "gives no tokens: a model whose query_template is empty hears no question to tune",
+            "tune a query-conditioned model",
+        )
     train, valid = labelled["train"], labelled["valid"]
     text_ND = passes.text_embeddings(text_ids)
     device, num_classes = text_ND.device, int(train.labels.max()) + 1

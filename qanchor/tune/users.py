@@ -14,7 +14,7 @@ from qanchor.data.dataset import Dataset
 from qanchor.errors import ConfigError, DataError
 from qanchor.train.corpus import IntArray, PrefixCorpus
 from qanchor.train.event_vectors import with_event_vectors
-from qanchor.train.setup import render_users, tokenized
+from qanchor.train.setup import check_renders_alike, render_users, tokenized
 from qanchor.tune.config import SuffixTraining
 from qanchor.tune.prefix_cache import (
     DTYPES,
@@ -55,13 +55,7 @@ def cache_users(
 
     Raises ConfigError for a data set of another schema, DataError when a split has no user.
     """
-    if checkpoint.meta.profile_schema != dataset.schema:
-        raise ConfigError(
-            "dataset",
-            dataset.name,
-            "the checkpoint was trained with another profile schema",
-            "use the data set it was trained with",
-        )
+    check_renders_alike(checkpoint, dataset)
     limits = {"train": config.max_train_users, "valid": config.max_valid_users}
     drawn: dict[str, list[str]] = {}
     for index, (split, limit) in enumerate(limits.items()):

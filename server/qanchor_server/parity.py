@@ -14,7 +14,6 @@ from qanchor.bundle.manifest import ParityCase
 from qanchor.bundle.packing import SuffixQuery, UserSuffix, pack
 from qanchor.bundle.reader import Bundle
 from qanchor.bundle.tolerance import Tolerance, tolerances
-from qanchor.data.render import RenderedProfile
 from qanchor.errors import BundleError
 from qanchor_server.engine import Engine, FloatArray, SlotT
 from qanchor_server.prefix_encoder import PrefixEncoder
@@ -46,7 +45,7 @@ def _check_case(
     name: str,
 ) -> float:
     prepared = prepare_rendered(
-        RenderedProfile(case.texts), user_id="", version=0, as_of_s=0, manifest=bundle.manifest
+        case.rendered, user_id="", version=0, as_of_s=0, manifest=bundle.manifest
     )
     queries = [SuffixQuery(tuple(bundle.encode_query(query))) for query in case.queries]
     slot = engine.allocate_slot(len(prepared.layout))

@@ -14,7 +14,7 @@ from typing import Generic
 import numpy as np
 
 from qanchor.bundle.reader import Bundle
-from qanchor.data.prefix import slot_vectors
+from qanchor.data.prefix import slot_vectors, with_measures
 from qanchor_server.engine import Engine, FloatArray, PrefixChunk, SlotT
 from qanchor_server.prefix_source import PreparedPrefix
 
@@ -152,7 +152,11 @@ class PrefixEncoder(Generic[SlotT]):
         for row, key in enumerate(encoding.keys):
             vectors_NE[row] = encoding.known[key]
         prepared = encoding.prepared
-        return slot_vectors(prepared.layout, prepared.rendered.num_events, vectors_NE)
+        return slot_vectors(
+            prepared.layout,
+            prepared.rendered.num_events,
+            with_measures(vectors_NE, prepared.rendered),
+        )
 
 
 def _text_key(text: str, max_event_tokens: int) -> TextKey:

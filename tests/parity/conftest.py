@@ -21,9 +21,11 @@ SCHEMA = ProfileSchema(
             max_event_tokens=9,
             group_by="day",
             template="{days_ago} days ago: {items}",
+            measured_types=("pays", "opens"),
         ),
         ModalitySpec(name="tabular", kind="attributes", max_events=5, max_event_tokens=8),
-    )
+    ),
+    has_measures=True,
 )
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from qanchor.bundle.reader import open_bundle
-from qanchor.data.render import RenderedProfile
 from qanchor.decoder import LoraConfig, add_lora
 from qanchor_export.bundle_writer import export_bundle
 from qanchor_export.runner import BundleRunner
@@ -49,7 +48,7 @@ def test_a_lora_model_exports_merged_and_equal(
     bundle = open_bundle(tmp_path / "lora")
     runner = BundleRunner(bundle, num_threads=1)
     for case, plain_case in zip(bundle.parity, plain.parity, strict=True):
-        prefix = runner.encode_prefix(RenderedProfile(case.texts))
+        prefix = runner.encode_prefix(case.rendered)
         found = runner.suffix([(prefix, [runner.query(text) for text in case.queries])])
         check = compare("LoRA", found, np.array(case.embeddings, dtype=np.float32))
         assert check.is_ok, f"max {check.max_abs:.3e}, mean {check.mean_abs:.3e}"

@@ -27,7 +27,7 @@ TORCH_FREE = (
     "qanchor_server.main",
 )
 VERBS = {
-    "data", "userqa", "pretrain", "tune", "compile", "eval", "export", "verify", "serve",
+    "data", "userqa", "pretrain", "tune", "compile", "eval", "study", "export", "verify", "serve",
     "embed", "ask", "profile", "scenarios",
 }  # fmt: skip
 

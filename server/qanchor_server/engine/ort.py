@@ -1,9 +1,8 @@
-"""The bundle's graphs on ONNX Runtime, with every slot's tensors bound once.
+"""The bundle's graphs on ONNX Runtime's CPU provider, with every slot's tensors bound once.
 
 A slot is one contiguous array of keys and values. Its per-layer views are bound when the slot is
 made; a step binds only its token inputs. One user: the graph reads the slot where it lies.
-Several users: their slots are copied into a padded working array first. Keys and values live in
-host memory; with another execution provider than the CPU's, ONNX Runtime copies them per step.
+Several users: their slots are copied into a padded working array first.
 
 Must not know scheduling or profiles. Call from the worker thread only.
 
@@ -11,8 +10,7 @@ Legend: L layers, 2 key and value, B users, G KV heads, C prefix_capacity, K hea
 T chunk length, Q queries, Z embedding_dim.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,20 +22,14 @@ from qanchor.bundle.manifest import EVENT_ENCODER, PREFIX, SUFFIX, past_names, p
 from qanchor.bundle.packing import PackedSuffix
 from qanchor.bundle.reader import Bundle
 from qanchor.bundle.slot import KvArray, element_type, storage_dtype, zero_slot
-from qanchor.config import nearest
-from qanchor.errors import BundleError, ConfigError
 from qanchor_server.engine import FloatArray, IntArray, PrefixChunk
-from qanchor_server.failures import Retryable
-
-_CPU = "CPUExecutionProvider"
-_OUT_OF_MEMORY = ("failed to allocate", "bad_alloc", "out of memory")
+from qanchor_server.engine.ort_session import memory_is_retryable, open_session
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrtOptions:
     """How sessions are made; see ServerConfig for the trade-offs."""
 
-    execution_provider: str = _CPU
     intra_op_threads: int = 0
     allow_spinning: bool = False
 
@@ -60,7 +52,7 @@ class OrtEngine:
         """Open the three graphs.
 
         Raises BundleError when a graph is of another export or takes other tensors than the
-        manifest says, ConfigError for an execution provider this installation lacks.
+        manifest says.
         """
         self._bundle = bundle
         self._dims = bundle.manifest.dims
@@ -77,14 +69,14 @@ class OrtEngine:
 
     def encode_events(self, token_ids_NT: IntArray) -> FloatArray:
         """Event vectors [N, event_dim]. Raises Retryable when out of memory."""
-        with _memory_is_retryable():
+        with memory_is_retryable():
             (vectors_NE,) = self._event_encoder.run(None, {"event_token_ids": token_ids_NT})
         found: FloatArray = vectors_NE
         return found
 
     def allocate_slot(self, capacity: int) -> OrtSlot:
         """A zeroed slot for `capacity` positions. Raises Retryable when out of memory."""
-        with _memory_is_retryable():
+        with memory_is_retryable():
             # Zeros, not whatever lies there: a masked NaN is still a NaN after the product with 0.
             kv_L2GCK = zero_slot(self._dims, capacity)
             kv_L2BGCK = kv_L2GCK[:, :, None]
@@ -115,7 +107,7 @@ class OrtEngine:
             "slot_vectors": chunk.vectors_CE,
             "past_len": np.array([chunk.start], dtype=np.int64),
         }
-        with _memory_is_retryable():
+        with memory_is_retryable():
             self._fit_present(chunk_len)
             for name, value in zip(self._present_names, self._present_values, strict=True):
                 binding.bind_ortvalue_output(name, value)
@@ -125,7 +117,7 @@ class OrtEngine:
 
     def suffix(self, packed: PackedSuffix, slots: Sequence[OrtSlot]) -> FloatArray:
         """L2-normalised embeddings [Q, Z] over the slots. Raises Retryable when out of memory."""
-        with _memory_is_retryable():
+        with memory_is_retryable():
             binding = slots[0].suffix if len(slots) == 1 else self._stage(slots)
             binding.bind_output("embeddings", "cpu")
             _run(self._suffix, binding, packed.inputs())
@@ -133,45 +125,12 @@ class OrtEngine:
         return embeddings_QZ
 
     def _open(self, graph: str, options: OrtOptions) -> Any:
-        available = ort.get_available_providers()
-        if options.execution_provider not in available:
-            raise ConfigError(
-                "execution_provider",
-                options.execution_provider,
-                "not in this ONNX Runtime installation",
-                nearest(options.execution_provider, available),
-            )
         session_options = ort.SessionOptions()
         session_options.intra_op_num_threads = options.intra_op_threads
         session_options.inter_op_num_threads = 1
         spinning = "1" if options.allow_spinning else "0"
         session_options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
-        session_options.log_severity_level = 3
-        spec = self._bundle.manifest.graphs[graph]
-        # Opened by path: ONNX Runtime then maps the weights file instead of reading it.
-        session = ort.InferenceSession(
-            str(self._bundle.path / spec.file),
-            session_options,
-            providers=list(dict.fromkeys((options.execution_provider, _CPU))),
-        )
-        self._check(session, graph)
-        return session
-
-    def _check(self, session: Any, graph: str) -> None:
-        manifest = self._bundle.manifest
-        spec = manifest.graphs[graph]
-        self._bundle.check_export_id(graph, session.get_modelmeta().custom_metadata_map)
-        for what, found, wanted in (
-            ("inputs", session.get_inputs(), spec.inputs),
-            ("outputs", session.get_outputs(), spec.outputs),
-        ):
-            names = {tensor.name for tensor in found}
-            missing = {tensor.name for tensor in wanted} ^ names
-            if missing:
-                raise BundleError(
-                    f"{self._bundle.path / spec.file}: {what} differ from the manifest's in "
-                    f"{', '.join(sorted(missing))}; export again"
-                )
+        return open_session(self._bundle, graph, session_options)
 
     def _bind_past(self, binding: Any, kv_L2BGCK: KvArray) -> None:
         for name, value in zip(self._past_names, self._layer_values(kv_L2BGCK), strict=True):
@@ -214,17 +173,3 @@ def _run(session: Any, binding: Any, inputs: dict[str, npt.NDArray[Any]]) -> Non
     for name, array in inputs.items():
         binding.bind_cpu_input(name, array)
     session.run_with_iobinding(binding)
-
-
-@contextmanager
-def _memory_is_retryable() -> Iterator[None]:
-    """Turn a failed allocation into Retryable: the step can be rolled back and tried later."""
-    try:
-        yield
-    except MemoryError as error:
-        raise Retryable(f"out of memory: {error}") from error
-    except Exception as error:
-        # ONNX Runtime has one exception class for all that goes wrong while a graph runs.
-        if any(words in str(error).lower() for words in _OUT_OF_MEMORY):
-            raise Retryable(f"out of memory: {error}") from error
-        raise

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from qanchor.bundle.manifest import MANIFEST_FILE
@@ -14,9 +15,9 @@ from qanchor.bundle.reader import Bundle, open_bundle
 from qanchor.client import AsyncClient, CacheState, EmbedRequestItem
 from qanchor.config import ModalitySpec, ProfileSchema
 from qanchor.data.profile import Event, Profile
-from qanchor.data.render import RenderedProfile
 from qanchor.errors import BundleError, ConfigError
 from qanchor_server.config import ServerConfig
+from qanchor_server.engine.choice import open_engine
 from qanchor_server.engine.ort import OrtEngine, OrtOptions
 from qanchor_server.main import Server
 from qanchor_server.parity import check_parity
@@ -78,7 +79,7 @@ def test_users_batched_equal_users_alone_with_slots_of_any_capacity(engine, bund
     slots, users, expected = [], [], []
     for number, case in enumerate(bundle.parity):
         prepared = prepare_rendered(
-            RenderedProfile(case.texts), user_id="", version=1, as_of_s=0, manifest=bundle.manifest
+            case.rendered, user_id="", version=1, as_of_s=0, manifest=bundle.manifest
         )
         slot = engine.allocate_slot(len(prepared.layout) + 13 * number)
         encoder.encode(prepared, slot)
@@ -96,7 +97,7 @@ def test_users_batched_equal_users_alone_with_slots_of_any_capacity(engine, bund
 def test_a_soft_prompt_changes_its_own_query_only(engine, bundle):
     case = bundle.parity[0]
     prepared = prepare_rendered(
-        RenderedProfile(case.texts), user_id="", version=1, as_of_s=0, manifest=bundle.manifest
+        case.rendered, user_id="", version=1, as_of_s=0, manifest=bundle.manifest
     )
     slot = engine.allocate_slot(len(prepared.layout))
     encoder_of(engine, bundle, 16).encode(prepared, slot)
@@ -126,9 +127,11 @@ def test_graphs_of_another_export_refuse_to_load(bundle_dir, tmp_path):
         OrtEngine(open_bundle(altered), OrtOptions())
 
 
-def test_an_execution_provider_that_is_not_there_is_named(bundle):
-    with pytest.raises(ConfigError, match="CPUExecutionProvider"):
-        OrtEngine(bundle, OrtOptions(execution_provider="CPUExecutionProvidr"))
+def test_an_engine_that_is_not_installed_is_named(bundle):
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has the CUDA execution provider")
+    with pytest.raises(ConfigError, match=r"qanchor\[gpu\]"):
+        open_engine(bundle, ServerConfig(engine="cuda"))
 
 
 def profile(number: int) -> Profile:

@@ -3,21 +3,22 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from transformers import BertConfig, BertModel, Qwen2Config, Qwen2ForCausalLM
 
-from qanchor.checkpoint import load_checkpoint
-from qanchor.config import override
+from qanchor.checkpoint import Checkpoint, build_model, load_checkpoint
+from qanchor.config import Config, override
 from qanchor.data.dataset import open_dataset
 from qanchor.data.useru import write_triples
 from qanchor.data.wallet import generate_wallet
-from qanchor.decoder import DecoderConfig, build_language_model
+from qanchor.decoder import DecoderConfig, LoraConfig, add_lora, build_language_model
 from qanchor.encoder.event_encoder import EventEncoderConfig, build_event_encoder
 from qanchor.errors import ConfigError
 from qanchor.tokenization import train_decoder_tokenizer, train_event_tokenizer
 from qanchor.train.pretrain import UNTRAINED, pretrain
-from qanchor.train.recipes import qwen2_5_0_5b
+from qanchor.train.recipes import TrainConfig, qwen2_5_0_5b
 
 TEXTS = ["12 days ago: takeout, Noodle House, 30 yuan", "Will the user order takeout food?"]
 
@@ -64,7 +65,8 @@ def test_the_methods_recipe_trains_adapters_on_frozen_backbones(
         [
             f"decoder.path={decoder_dir}", f"event_encoder.path={encoder_dir}", "lora.rank=4",
             "train.steps=3", "train.users_per_batch=4", "train.warmup_steps=1",
-            "train.heldout_users=0", "train.num_threads=1",
+            "train.heldout_users=0", "train.num_threads=1", "train.users_per_piece=2",
+            "train.gradient_checkpointing=true", "train.tensorboard=true",
         ],
     )  # fmt: skip
     latest = pretrain(recipe, dataset, tmp_path / "triples.parquet", tmp_path / "run")
@@ -89,6 +91,7 @@ def test_the_methods_recipe_trains_adapters_on_frozen_backbones(
         if name.endswith("layers.0.self_attn.q_proj.base_layer.weight")
     )
     assert torch.equal(kept, pretrained.weight)
+    assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
 
 
 def test_a_directory_without_a_model_is_told_so(tmp_path: Path) -> None:
@@ -110,6 +113,41 @@ def test_sliding_windows_are_refused(decoder_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(found | {"use_sliding_window": True}))
     with pytest.raises(ConfigError, match="sliding-window"):
         build_language_model(DecoderConfig(path=str(tmp_path)), 10)
+
+
+def test_a_lora_target_the_model_lacks_is_refused() -> None:
+    model = build_language_model(DecoderConfig(hidden_dim=16, num_layers=1), 40)
+    with pytest.raises(ConfigError, match=r"lora targets='w_proj'.*did you mean"):
+        add_lora(model, LoraConfig(rank=2), ("q_proj", "w_proj"), [])
+
+
+def test_limits_beyond_the_backbones_positions_are_refused(checkpoint: Checkpoint) -> None:
+    for assignment, field in (
+        ("event_encoder.max_text_len=8", r"shop\.max_event_tokens=12.*8 positions"),
+        ("decoder.max_positions=150", r"decoder\.max_positions=150: .* need 1[0-9][0-9];"),
+    ):
+        recipe = override(checkpoint.meta.recipe, [assignment])
+        meta = msgspec.structs.replace(checkpoint.meta, recipe=recipe)
+        with pytest.raises(ConfigError, match=field):
+            build_model(meta, checkpoint.tokenizer, checkpoint.event_tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "field"),
+    [
+        (LoraConfig, {"rank": 0}, r"lora\.rank"),
+        (LoraConfig, {"dropout": 1.0}, r"lora\.dropout"),
+        (DecoderConfig, {"num_heads": 3}, r"decoder\.hidden_dim=128"),
+        (DecoderConfig, {"num_heads": 4, "num_kv_heads": 3}, r"decoder\.num_heads=4"),
+        (TrainConfig, {"users_per_piece": -1}, r"train\.users_per_piece"),
+        (TrainConfig, {"users_per_batch": 0}, r"train\.users_per_batch"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(
+    kind: type[Config], values: dict[str, float], field: str
+) -> None:
+    with pytest.raises(ConfigError, match=field):
+        kind(**values)
 
 
 def test_an_untrained_small_encoder_tells_texts_apart() -> None:

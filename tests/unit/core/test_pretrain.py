@@ -18,11 +18,12 @@ from qanchor.data.useru import write_triples
 from qanchor.data.wallet import generate_wallet
 from qanchor.errors import ConfigError, DataError
 from qanchor.train import pretrain as training
-from qanchor.train.pretrain import METRICS_FILE, UNTRAINED, learning_rate, pretrain, resume
+from qanchor.train.optimizer import learning_rate
+from qanchor.train.pretrain import METRICS_FILE, UNTRAINED, pretrain, resume
 from qanchor.train.recipes import Recipe, TrainConfig
+from qanchor.train.step import StepLosses
 
 STEPS = 8
-NUM_HELDOUT_BATCHES = 1
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +63,15 @@ def test_a_run_killed_and_resumed_has_the_same_losses_to_the_bit(
     recipe = override(recipe, [f"event_encoder.is_trained={is_trained}"])
     dataset, triples = open_dataset(wallet / "data"), wallet / "triples.parquet"
     pretrain(recipe, dataset, triples, tmp_path / "whole")
-    original, calls = training.compute_losses, itertools.count(1)
+    original, calls = training.backward, itertools.count(1)
 
-    def killed_in_step_seven(*args: Any, **kwargs: Any) -> training.StepLosses:
-        # Six training steps and one evaluation batch (after step 4) come before.
-        if next(calls) == 6 + NUM_HELDOUT_BATCHES + 1:
+    def killed_in_step_seven(*args: Any, **kwargs: Any) -> StepLosses:
+        if next(calls) == 7:
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "compute_losses", killed_in_step_seven)
+        patch.setattr(training, "backward", killed_in_step_seven)
         with pytest.raises(KeyboardInterrupt):
             pretrain(recipe, dataset, triples, tmp_path / "killed")
     assert len(losses(tmp_path / "killed")) == 6
@@ -121,7 +121,7 @@ def test_a_triple_of_a_test_user_is_refused(recipe: Recipe, wallet: Path, tmp_pa
     table = pq.read_table(wallet / "triples.parquet").to_pylist()
     table[3]["user_id"] = dataset.user_ids("test")[0]
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "triples.parquet")
-    with pytest.raises(DataError, match=r"triples.parquet:3:user_id"):
+    with pytest.raises(DataError, match=r"triples: user_id.*is no train user"):
         pretrain(recipe, dataset, tmp_path / "triples.parquet", tmp_path / "run")
 
 

@@ -1,9 +1,12 @@
 """The prefix layout: its length, what stands where, and the pre-adapter vectors."""
 
+import msgspec
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qanchor.config import ModalitySpec, ProfileSchema
 from qanchor.data.prefix import (
     ADAPTER_FIRST_EVENT,
     ADAPTER_MODALITY,
@@ -13,9 +16,11 @@ from qanchor.data.prefix import (
     build_layout,
     content_digest,
     max_prefix_len,
+    prefix_len,
     slot_vectors,
 )
 from qanchor.data.render import RenderedProfile
+from qanchor.errors import ConfigError
 
 
 def _tokens(num_modalities: int, header_len: int = 3) -> PrefixTokens:
@@ -68,6 +73,35 @@ def test_means_run_over_events_and_an_empty_modality_counts_as_zeros() -> None:
     np.testing.assert_array_equal(vectors[layout.adapter_P == ADAPTER_USER], [[1.0, 2.0]])
     modality = vectors[layout.adapter_P == ADAPTER_MODALITY]
     np.testing.assert_array_equal(modality, [[2.0, 4.0], [0.0, 0.0]])
+
+
+@given(counts, st.booleans(), st.booleans())
+def test_coarse_tokens_can_be_left_out_and_nothing_else_moves(
+    num_events: tuple[int, ...], has_user_token: bool, has_modality_tokens: bool
+) -> None:
+    whole_tokens = _tokens(len(num_events))
+    tokens = msgspec.structs.replace(
+        whole_tokens, has_user_token=has_user_token, has_modality_tokens=has_modality_tokens
+    )
+    whole, layout = build_layout(num_events, whole_tokens), build_layout(num_events, tokens)
+    kept = np.ones(len(whole), dtype=bool)
+    kept[whole.adapter_P == ADAPTER_USER] = has_user_token
+    kept[whole.adapter_P == ADAPTER_MODALITY] = has_modality_tokens
+    for name in ("token_ids_P", "adapter_P", "source_P"):
+        np.testing.assert_array_equal(getattr(layout, name), getattr(whole, name)[kept])
+    assert len(layout) == prefix_len(num_events, tokens) == max_prefix_len(num_events, tokens)
+    vectors_NE = np.ones((sum(num_events), 2), dtype=np.float32)
+    np.testing.assert_array_equal(
+        slot_vectors(layout, num_events, vectors_NE),
+        slot_vectors(whole, num_events, vectors_NE)[kept],
+    )
+
+
+def test_a_query_template_asks_the_query_or_is_empty() -> None:
+    spec = ModalitySpec(name="app", max_events=1, max_event_tokens=4)
+    assert ProfileSchema(modalities=(spec,), query_template="").query_template == ""
+    with pytest.raises(ConfigError, match=r"must contain \{query\}"):
+        ProfileSchema(modalities=(spec,), query_template="Query:")
 
 
 def test_the_digest_tells_model_modality_and_text_apart() -> None:

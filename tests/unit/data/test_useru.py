@@ -93,10 +93,10 @@ def test_the_seed_decides(wallet: Path) -> None:
 
 def test_triples_are_short_varied_and_of_both_kinds(wallet: Path) -> None:
     dataset = open_dataset(wallet)
-    triples = list(make_triples(dataset, TripleOptions(per_user_future=3, per_user_uqa=4)))
+    triples = list(make_triples(dataset, TripleOptions(per_user_future=4, per_user_uqa=4)))
     kinds = [triple.kind for triple in triples]
     num_train = len(dataset.user_ids("train"))
-    assert kinds.count("future") == 3 * num_train
+    assert kinds.count("future") == 4 * num_train
     assert 3.5 * num_train < kinds.count("uqa") <= 4 * num_train
     assert max(len(triple.answer.split()) for triple in triples) <= 60
     assert all("{" not in triple.query + triple.answer for triple in triples)
@@ -132,18 +132,27 @@ def test_a_future_answer_tells_days_categories_and_change(write_tiny: Any) -> No
     later = [_event(day, "home") for day in (0, 1, 9)] + [_event(2, "buy", "tea, 5 euro", 5.0)]
     future = collect(later, AS_OF_S, 0, 14)
     answers = {
-        each.topic: each.answer for each in answer_futures(history, future, pool, 6, Random(0))
+        each.topic: each.answer for each in answer_futures(history, future, pool, 99, Random(0))
     }
     assert answers == {
-        "future_outlook_14d": "Often active, on 4 of 14 days: week 1 home and buy; week 2 home. "
-        "No shop.",
-        "future_activity_14d": "Often active, on 4 of 14 days; activity falls sharply. "
-        "Week 1 often, week 2 sometimes.",
-        "future_change_14d": "Begins: buy; stops: shop; falls: home. Often active, on 4 of 14 "
-        "days.",
-        "future_novelty_14d": "Little new: 1 new thing, mostly buy. Often active, on 4 of 14 days.",
-        "future_visit_14d": "Often, on 3 of 14 days: home often. Visit activity falls sharply.",
-        "future_order_14d": "Rarely, on 1 of 14 days: buy rarely. Order activity begins.",
+        "future_outlook_overall_14d": "Often active, on 4 of 14 days: week 1 home and buy; "
+        "week 2 home. No shop.",
+        "future_change_overall_14d": "Begins: buy; stops: shop; falls: home. Often active, on 4 "
+        "of 14 days.",
+        "future_novelty_overall_14d": "Little new: 1 new thing, mostly buy. Often active, on 4 of "
+        "14 days.",
+        "future_detail_visit_14d": "Often, on 3 of 14 days: home often. Visit activity falls "
+        "sharply.",
+        "future_detail_order_14d": "Rarely, on 1 of 14 days: buy rarely. Order activity begins.",
+        "future_frequency_overall_14d": "Yes, often: 4 of 14 days.",
+        "future_frequency_visit_14d": "Yes, often: 3 of 14 days.",
+        "future_frequency_order_14d": "Yes, rarely: 1 of 14 days.",
+        "future_trend_overall_14d": "It falls sharply: 4 after 14.",
+        "future_trend_visit_14d": "It falls sharply: 3 after 14.",
+        "future_trend_order_14d": "It begins: 1 after 0.",
+        "future_next_overall_14d": "Within 1 day.",
+        "future_next_visit_14d": "Within 1 day.",
+        "future_next_order_14d": "Within 3 days.",
     }
 
 
@@ -151,9 +160,13 @@ def test_an_empty_future_says_so(write_tiny: Any) -> None:
     dataset = open_dataset(write_tiny())
     pool = load_topics(dataset.path, "tiny", dataset.schema, ())
     nothing = collect([], AS_OF_S, 0, 14)
-    answers = answer_futures(_history(_event(-1, "home")), nothing, pool, 5, Random(0))
-    assert len(answers) == 5
-    assert all("no" in each.answer.lower() for each in answers)
+    answers = answer_futures(_history(_event(-1, "home")), nothing, pool, 99, Random(0))
+    asked = {each.topic: each.answer for each in answers}
+    assert asked["future_frequency_visit_14d"] == "No, never in 14 days."
+    assert asked["future_next_visit_14d"] == "Not in 14 days."
+    assert asked["future_trend_visit_14d"] == "It stops: 0 after 1."
+    wide = [answer for topic, answer in asked.items() if topic.split("_")[1] not in ("trend",)]
+    assert all("no" in answer.lower() for answer in wide)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """`qanchor tune`, `compile` and `eval --scenarios` on a small wallet, as a user runs them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from qanchor.bundle.scenario_file import read_scenario_file
@@ -12,7 +14,9 @@ from qanchor.config import override
 from qanchor.data.dataset import open_dataset
 from qanchor.data.useru import write_triples
 from qanchor.data.wallet import generate_wallet
+from qanchor.eval.config import EvalConfig
 from qanchor.eval.evaluate import evaluate
+from qanchor.eval.methods import Subject
 from qanchor.train.recipes import mini
 from qanchor.train.setup import prepare
 
@@ -88,9 +92,10 @@ def test_compile_takes_tuned_scenarios_and_eval_judges_the_result(
         (2, True, 0),
     ]
     checkpoint, dataset = load_checkpoint(Path(wallet[0])), open_dataset(wallet[1])
-    result = evaluate({"Q-Anchor": checkpoint}, dataset, False, 0, file.scenarios)
-    assert [method.method for method in result.methods] == ["Q-Anchor", "compiled"]
-    plain, soft = ({s.scenario: s for s in method.scenarios} for method in result.methods)
+    subject = Subject(checkpoint, tuned=file.scenarios)
+    methods = evaluate(subject, dataset, EvalConfig(parts=(), num_draws=10)).evaluation.methods
+    assert [method.method for method in methods] == ["Q-Anchor", "compiled"]
+    plain, soft = ({s.scenario: s for s in method.scenarios} for method in methods)
     assert set(plain) == set(soft) == {scenario.name for scenario in dataset.scenarios}
     assert soft["fraud_30d"].auc == plain["fraud_30d"].auc
 
@@ -116,6 +121,19 @@ def test_wrong_use_is_told_before_any_work(
     assert not (tmp_path / "bundle").exists()
     assert main(["export", "--random", "--scenarios", str(out), str(tmp_path / "bundle")]) == 2
     assert "--random" in capsys.readouterr().err
+
+
+def test_a_model_that_hears_no_query_is_not_tuned(
+    wallet: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = load_checkpoint(Path(wallet[0]))
+    schema = msgspec.structs.replace(checkpoint.meta.profile_schema, query_template="")
+    meta = msgspec.structs.replace(checkpoint.meta, profile_schema=schema)
+    silent = replace(checkpoint, meta=meta)
+    save_checkpoint(silent, tmp_path / "silent")
+    words = ["tune", str(tmp_path / "silent"), wallet[1], str(tmp_path / "x.json")]
+    assert main([*words, "--scenario", "active_30d", *SET]) == 2
+    assert "hears no question" in capsys.readouterr().err
 
 
 def test_fewer_users_are_used_when_the_cache_would_not_hold_them(

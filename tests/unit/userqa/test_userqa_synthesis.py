@@ -57,8 +57,8 @@ async def test_the_file_is_what_pretrain_reads(synthesis: Synthesise, tmp_path: 
     await synthesis(num_future=2)
     path = tmp_path / "out/triples.parquet"
     assert pq.read_schema(path).names == list(TRIPLE_COLUMNS)
-    user_ids, topics, queries, answers = read_triple_texts(path)
-    assert len(user_ids) == len(topics) == len(queries) == len(answers) > 0
+    texts = read_triple_texts(path)
+    assert len(texts.views) == len(texts.topics) == len(texts.queries) == len(texts.answers) > 0
 
 
 async def test_only_history_is_sent_and_no_id(

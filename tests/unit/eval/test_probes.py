@@ -2,11 +2,15 @@
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from qanchor.data.profile import DAY_SECONDS, Event, Profile
+from qanchor.eval import probe
 from qanchor.eval.handmade import NEVER_DAYS, features, learn_space
 from qanchor.eval.metrics import auc, ks
-from qanchor.eval.probe import SplitData, boosting_probe, linear_probe
+from qanchor.eval.probe import MAX_NEWTON_FEATURES, SplitData, boosting_probe, linear_probe
 
 
 def test_auc_and_ks_of_a_hand_counted_case() -> None:
@@ -15,8 +19,8 @@ def test_auc_and_ks_of_a_hand_counted_case() -> None:
     assert ks(labels, scores) == pytest.approx(1 / 2)
 
 
-@pytest.mark.parametrize("probe", [linear_probe, boosting_probe])
-def test_a_probe_finds_what_is_there_and_only_that(probe) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("fit", [linear_probe, boosting_probe])
+def test_a_probe_finds_what_is_there_and_only_that(fit) -> None:  # type: ignore[no-untyped-def]
     rng = np.random.default_rng(0)
 
     def split(count: int, strength: float) -> SplitData:
@@ -25,8 +29,8 @@ def test_a_probe_finds_what_is_there_and_only_that(probe) -> None:  # type: igno
         return SplitData(features_UF, (strength * features_UF[:, 2] + noise > 0).astype(np.int64))
 
     names = ("train", "valid", "test")
-    found = probe({name: split(1500, 3.0) for name in names})
-    chance = probe({name: split(1500, 0.0) for name in names})
+    found = fit({name: split(1500, 3.0) for name in names})
+    chance = fit({name: split(1500, 0.0) for name in names})
     assert found.auc > 0.9
     assert abs(chance.auc - 0.5) < 0.06
     shown = found.score(np.array([[0, 0, 3, 0, 0], [0, 0, -3, 0, 0]], dtype=np.float32))
@@ -60,3 +64,27 @@ def test_hand_made_features_count_windows_days_and_recency() -> None:
     assert row[-3:].tolist() == [30.0, 1.0, 0.0]
     assert features(empty, space)[0] == NEVER_DAYS
     assert features(empty, space)[-3:].tolist() == [10.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("most", [0, MAX_NEWTON_FEATURES], ids=["first-order", "Newton"])
+def test_the_linear_probe_is_plain_logistic_regression(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "MAX_NEWTON_FEATURES", most)
+    rng = np.random.default_rng(3)
+    # Columns of very different size that hang together, as embeddings do.
+    mix = rng.normal(size=(6, 6)) * 10.0 ** np.arange(-3, 3)
+
+    def split(count: int) -> SplitData:
+        features_UF = (rng.normal(size=(count, 6)) @ mix).astype(np.float32)
+        labels = (features_UF[:, 0] * 1e3 + 2 * rng.normal(size=count) > 1).astype(np.int64)
+        return SplitData(features_UF, labels)
+
+    splits = {"train": split(400), "valid": split(200), "test": split(200)}
+    found = linear_probe(splits)
+    plain = make_pipeline(StandardScaler(), LogisticRegression(C=found.setting, max_iter=1000))
+    plain.fit(splits["train"].features.astype(np.float64), splits["train"].labels)
+    wanted = plain.predict_proba(splits["test"].features.astype(np.float64))[:, 1]
+    np.testing.assert_allclose(found.test_scores, wanted, atol=2e-3)
+    np.testing.assert_array_equal(found.score(splits["test"].features), found.test_scores)
+    assert found.auc == auc(splits["test"].labels, found.test_scores)

@@ -1,0 +1,179 @@
+"""What an evaluation says: the JSON behind every table, plot and report."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from qanchor.config import Config
+from qanchor.environment import Environment
+from qanchor.eval.bootstrap import Interval
+
+Kind = Literal["query-conditioned", "embedding baseline", "features baseline"]
+
+
+class ScenarioScore(Config, frozen=True, kw_only=True):
+    """Probe quality of one scenario on the test users that have a label."""
+
+    scenario: str
+    auc: float
+    ks: float
+    auc_interval: Interval
+    ks_interval: Interval
+    valid_auc: float
+    """AUC on valid, by which the probe was chosen; compare recipes by this, not by test."""
+    num_test: int
+    base_rate: float
+
+
+class MethodScore(Config, frozen=True, kw_only=True):
+    """One method over all scenarios."""
+
+    method: str
+    kind: Kind
+    about: str
+    """What the method is, in a sentence."""
+    num_features: int
+    """Numbers per user that the probe sees."""
+    average_auc: float
+    average_ks: float
+    auc_interval: Interval
+    ks_interval: Interval
+    average_valid_auc: float
+    scenarios: tuple[ScenarioScore, ...]
+
+
+class Difference(Config, frozen=True, kw_only=True):
+    """One method minus another on the same draws of test users."""
+
+    method: str
+    over: str
+    auc: float
+    """Difference of the average AUC."""
+    auc_interval: Interval
+    ks: float
+    ks_interval: Interval
+    num_better: int
+    """Scenarios in which the method's AUC is higher."""
+    num_scenarios: int
+
+
+class ZeroShotScore(Config, frozen=True, kw_only=True):
+    """One scenario known by its question alone."""
+
+    scenario: str
+    question: str
+    auc: float
+    auc_interval: Interval
+    num_test: int
+
+
+class ZeroShot(Config, frozen=True, kw_only=True):
+    """u(user, question) against the vectors v("yes ...") and v("no ..."): no label, no fit."""
+
+    yes: tuple[str, ...]
+    no: tuple[str, ...]
+    """Default answer texts; a scenario may have its own."""
+    average_auc: float
+    auc_interval: Interval
+    scenarios: tuple[ZeroShotScore, ...]
+
+
+class QueryEffect(Config, frozen=True, kw_only=True):
+    """What a query does to test users' embeddings, and which query serves which scenario."""
+
+    scenarios: tuple[str, ...]
+    cosine: tuple[tuple[float, ...], ...]
+    """[a][b]: one user's embeddings of scenarios a and b, mean over users."""
+    centred_cosine: tuple[tuple[float, ...], ...]
+    """The same after taking away each scenario's mean embedding, which all users share."""
+    other_user_cosine: tuple[float, ...]
+    """[a]: two different users' embeddings of scenario a, mean over pairs."""
+    variance_of_query: float
+    """Share of the embeddings' variance that the query alone explains; the three sum to 1."""
+    variance_of_user: float
+    variance_of_both: float
+    """What only user and query together explain: the part that conditioning adds."""
+    cross_auc: tuple[tuple[float, ...], ...]
+    """[a][b]: test AUC of a probe of scenario a's label on embeddings with scenario b's query."""
+    num_own_best: int
+    """Scenarios whose own query has the highest AUC of all queries."""
+    num_own_above_mean: int
+    """Scenarios whose own query is above the mean of the others."""
+    own_minus_others: float
+    """AUC with the own query minus the mean over the others', averaged over scenarios."""
+    own_minus_others_interval: Interval
+    own_minus_others_by_scenario: tuple[float, ...]
+
+
+class AttentionShares(Config, frozen=True, kw_only=True):
+    """Where <USER_EMB> looks: shares that sum to 1, mean over users and heads."""
+
+    scenario: str
+    is_tuned: bool
+    total: tuple[float, ...]
+    """By group, mean over layers."""
+    by_layer: tuple[tuple[float, ...], ...]
+    """[layer][group]."""
+
+
+class Attention(Config, frozen=True, kw_only=True):
+    """Attention of <USER_EMB> by what is looked at, before and after tuning."""
+
+    groups: tuple[str, ...]
+    num_users: int
+    shares: tuple[AttentionShares, ...]
+
+
+class Evaluation(Config, frozen=True, kw_only=True):
+    """All methods on one data set."""
+
+    dataset: str
+    num_users: int
+    num_test: int
+    recipe: str
+    step: int
+    checkpoint_id: str
+    num_draws: int
+    """Bootstrap draws behind every interval."""
+    environment: Environment
+    methods: tuple[MethodScore, ...]
+    """The first is the query-conditioned model."""
+    differences: tuple[Difference, ...]
+    """The first method minus each other; and the tuned minus the first."""
+    zero_shot: ZeroShot | None = None
+    queries: QueryEffect | None = None
+    attention: Attention | None = None
+
+    def method(self, name: str) -> MethodScore | None:
+        """The method of that name, if it was judged."""
+        return next((one for one in self.methods if one.method == name), None)
+
+
+def markdown_table(methods: Sequence[MethodScore]) -> str:
+    """Methods as columns, scenarios as rows, `AUC / KS` in the cells."""
+    header = ["scenario", "base rate", *(method.method for method in methods)]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for row in zip(*(method.scenarios for method in methods), strict=True):
+        cells = [f"{score.auc:.4f} / {score.ks:.4f}" for score in row]
+        lines.append(f"| {row[0].scenario} | {row[0].base_rate:.3f} | {' | '.join(cells)} |")
+    averages = [f"**{m.average_auc:.4f} / {m.average_ks:.4f}**" for m in methods]
+    lines.append(f"| **average** | | {' | '.join(averages)} |")
+    return "\n".join(lines)
+
+
+def difference_table(differences: Sequence[Difference]) -> str:
+    """One line per difference, with its 95 % interval."""
+    lines = [
+        "| method | minus | AUC | 95 % | KS | 95 % | better in |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines.extend(
+        f"| {one.method} | {one.over} | {one.auc:+.4f} | {shown(one.auc_interval)} | "
+        f"{one.ks:+.4f} | {shown(one.ks_interval)} | {one.num_better} of {one.num_scenarios} |"
+        for one in differences
+    )
+    return "\n".join(lines)
+
+
+def shown(bounds: Interval) -> str:
+    """An interval of a difference in words: signed ends."""
+    return f"{bounds.low:+.4f} to {bounds.high:+.4f}"

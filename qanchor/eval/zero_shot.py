@@ -1,0 +1,73 @@
+"""A scenario given as a question only: users scored by whether "yes" or "no" answers it better.
+
+u(user, question) is compared with the semantic tower's vectors of answer texts; no label is read
+before the AUC is counted, and nothing is fitted.
+
+Legend: U users, A answer texts, Z embedding_dim.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from qanchor.checkpoint import Checkpoint
+from qanchor.config import Scenario
+from qanchor.eval.bootstrap import Bootstrap, interval
+from qanchor.eval.config import AnswerFile
+from qanchor.eval.embed import embed_answers
+from qanchor.eval.metrics import auc
+from qanchor.eval.results import ZeroShot, ZeroShotScore
+from qanchor.eval.splits import JudgedUsers
+
+Floats = npt.NDArray[np.float32]
+
+
+def yes_minus_no(embeddings_UZ: Floats, yes_AZ: Floats, no_AZ: Floats) -> npt.NDArray[np.float64]:
+    """Cosine to the mean "yes" vector minus cosine to the mean "no" vector [U]; unit rows in."""
+    direction_Z = _mean_direction(yes_AZ) - _mean_direction(no_AZ)
+    return np.asarray(embeddings_UZ @ direction_Z, dtype=np.float64)
+
+
+def zero_shot(
+    checkpoint: Checkpoint,
+    scenarios: Sequence[Scenario],
+    judged: JudgedUsers,
+    embeddings: Mapping[str, Floats],
+    answers: AnswerFile,
+    bootstrap: Bootstrap,
+) -> ZeroShot:
+    """AUC of every scenario on its test users; `embeddings[name]` [users, Z] with its question."""
+    tests = {}
+    for scenario in scenarios:
+        texts = answers.scenarios.get(scenario.name, answers)
+        scores = yes_minus_no(
+            embeddings[scenario.name][judged.by_scenario[scenario.name]["test"].rows],
+            embed_answers(checkpoint, texts.yes),
+            embed_answers(checkpoint, texts.no),
+        )
+        tests[scenario.name] = judged.test_scores(scenario.name, scores)
+    draws = bootstrap.draws(list(tests.values()))
+    scores_of = tuple(
+        ZeroShotScore(
+            scenario=scenario.name,
+            question=scenario.question,
+            auc=auc(tests[scenario.name].labels, tests[scenario.name].scores),
+            auc_interval=interval(draws.auc[:, index]),
+            num_test=len(tests[scenario.name].labels),
+        )
+        for index, scenario in enumerate(scenarios)
+    )
+    return ZeroShot(
+        yes=answers.yes,
+        no=answers.no,
+        average_auc=float(np.mean([one.auc for one in scores_of])),
+        auc_interval=interval(draws.average[0]),
+        scenarios=scores_of,
+    )
+
+
+def _mean_direction(vectors_AZ: Floats) -> Floats:
+    mean_Z = vectors_AZ.mean(axis=0)
+    direction: Floats = mean_Z / max(float(np.linalg.norm(mean_Z)), 1e-12)
+    return direction

@@ -1,0 +1,71 @@
+"""From a recipe, a data set and triples to the batches of a run: held in memory, or in shards."""
+
+from pathlib import Path
+
+from qanchor.checkpoint import Checkpoint
+from qanchor.data.dataset import Dataset
+from qanchor.errors import DataError
+from qanchor.train.recipes import Recipe
+from qanchor.train.run_directory import SHARDS_DIR
+from qanchor.train.setup import Material, batch_source, material, prepare, render_views
+from qanchor.train.shard_writer import prepare_shards, shards_again
+from qanchor.train.shards import HELDOUT, ShardedSource, read_index, read_shard
+from qanchor.train.source import Sources
+from qanchor.train.triples import read_triple_texts
+
+
+def fresh_sources(
+    recipe: Recipe, dataset: Dataset, triples_path: Path, run_dir: Path
+) -> tuple[Checkpoint, Sources]:
+    """An untrained checkpoint and the batches to train it on; shards are written if asked for.
+
+    Raises DataError when the triples name a user outside the train split.
+    """
+    if not recipe.train.shard_users:
+        checkpoint, data = prepare(recipe, dataset, triples_path)
+        return checkpoint, in_memory(recipe, data)
+    checkpoint = prepare_shards(recipe, dataset, triples_path, run_dir / SHARDS_DIR)
+    return checkpoint, in_shards(checkpoint, run_dir)
+
+
+def sources_again(
+    checkpoint: Checkpoint, dataset: Dataset, triples_path: Path, run_dir: Path
+) -> Sources:
+    """The same batches for a checkpoint that exists already."""
+    recipe = checkpoint.meta.recipe
+    if recipe.train.shard_users:
+        return in_shards(checkpoint, run_dir)
+    texts = read_triple_texts(triples_path)
+    return in_memory(recipe, material(checkpoint, render_views(dataset, texts), texts))
+
+
+def mend_shards(
+    checkpoint: Checkpoint, dataset: Dataset, triples_path: Path, run_dir: Path
+) -> None:
+    """Write the shards of a run again if it wants some and they are gone."""
+    directory = run_dir / SHARDS_DIR
+    if checkpoint.meta.recipe.train.shard_users and read_index(directory) is None:
+        shards_again(checkpoint, dataset, triples_path, directory)
+
+
+def in_memory(recipe: Recipe, data: Material) -> Sources:
+    """Batches of users that are all held in memory."""
+    heldout = batch_source(recipe, data.corpus, data.heldout) if data.heldout.users else None
+    return Sources(batch_source(recipe, data.corpus, data.training), heldout)
+
+
+def in_shards(checkpoint: Checkpoint, run_dir: Path) -> Sources:
+    """Batches of the run's shards; the users held out are few and in memory.
+
+    Raises DataError when the shards are not there.
+    """
+    directory = run_dir / SHARDS_DIR
+    index = read_index(directory)
+    if index is None:
+        rule = "holds no finished shards"
+        raise DataError("shards", str(directory), rule, "all processes must see the run directory")
+    heldout = None
+    if index.num_heldout:
+        shard = read_shard(directory / HELDOUT, checkpoint.meta)
+        heldout = batch_source(checkpoint.meta.recipe, shard.corpus, shard.triples)
+    return Sources(ShardedSource(directory, index, checkpoint.meta), heldout)

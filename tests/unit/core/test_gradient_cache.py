@@ -1,0 +1,191 @@
+"""A batch in pieces has the losses and gradients of the whole, with the memory of a piece."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import msgspec
+import pytest
+import torch
+from torch import Tensor
+
+from qanchor.checkpoint import Checkpoint, build_model
+from qanchor.config import override
+from qanchor.decoder import LoraConfig
+from qanchor.losses import LossConfig
+from qanchor.towers import QAnchorModel
+from qanchor.train.batches import Segment
+from qanchor.train.corpus import PrefixCorpus
+from qanchor.train.gradient_cache import backward
+from qanchor.train.source import Picked
+from qanchor.train.step import Step, StepLosses, TowerRows, answer_keys
+
+QUERIES = ("Will the user buy again?", "How active is the user?")
+LOSS = LossConfig(drop_equal_answers=True)
+
+
+@pytest.fixture
+def picked(checkpoint: Checkpoint, corpus: PrefixCorpus) -> Picked:
+    """Seven users; some are asked two questions, some one; answers differ in length and repeat."""
+    answers = ("yes, often", "no", "no, hardly", "yes", "no")
+    segments = [
+        [
+            Segment(
+                checkpoint.encode_query(QUERIES[number]),
+                checkpoint.encode_answer(answers[(user + number) % len(answers)]),
+            )
+            for number in range(1 + user % 2)
+        ]
+        for user in range(7)
+    ]
+    return Picked(corpus, range(1, 8), segments)
+
+
+def with_lora(checkpoint: Checkpoint, dropout: float) -> QAnchorModel:
+    """The fixture's model with adapters that already do something."""
+    recipe = override(checkpoint.meta.recipe, ["event_encoder.is_trained=true"])
+    recipe = msgspec.structs.replace(recipe, lora=LoraConfig(rank=4, dropout=dropout))
+    meta = msgspec.structs.replace(checkpoint.meta, recipe=recipe)
+    model = build_model(meta, checkpoint.tokenizer, checkpoint.event_tokenizer)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    return model
+
+
+def gradients(step: Step, picked: Picked) -> tuple[StepLosses, dict[str, Tensor]]:
+    """Losses and gradients of a training pass from one random state."""
+    torch.manual_seed(11)
+    step.model.train()
+    step.model.zero_grad(set_to_none=True)
+    losses = backward(step, picked, is_masked=True)
+    return losses, {
+        name: parameter.grad.clone()
+        for name, parameter in step.model.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    scale = max(float(gradient.abs().max()) for gradient in expected.values())
+    off = {
+        name: float((found[name] - gradient).abs().max()) / scale
+        for name, gradient in expected.items()
+    }
+    worst = max(off, key=lambda name: off[name])
+    assert off[worst] < tolerance, f"{worst} is off by {off[worst]} of the largest gradient"
+
+
+@pytest.mark.parametrize("users_per_piece", [1, 3])
+@pytest.mark.parametrize("has_lora", [False, True])
+def test_pieces_have_the_gradients_of_the_whole(
+    checkpoint: Checkpoint, picked: Picked, users_per_piece: int, has_lora: bool
+) -> None:
+    model = with_lora(checkpoint, 0.0) if has_lora else checkpoint.model
+    whole, expected = gradients(Step(model=model, loss=LOSS), picked)
+    in_pieces = Step(model=model, loss=LOSS, users_per_piece=users_per_piece)
+    pieces, found = gradients(in_pieces, picked)
+    assert_close(found, expected, 1e-5)
+    for term in ("contrastive", "next_token", "anchor", "semantic"):
+        torch.testing.assert_close(getattr(pieces, term), getattr(whole, term))
+
+
+@pytest.mark.parametrize("off", ["contrastive_weight", "next_token_weight"])
+def test_each_term_alone(checkpoint: Checkpoint, picked: Picked, off: str) -> None:
+    loss = msgspec.structs.replace(LOSS, **{off: 0.0})
+    _, expected = gradients(Step(model=checkpoint.model, loss=loss), picked)
+    _, found = gradients(Step(model=checkpoint.model, loss=loss, users_per_piece=2), picked)
+    assert_close(found, expected, 1e-5)
+
+
+def test_bfloat16_pieces_reach_every_weight(checkpoint: Checkpoint, picked: Picked) -> None:
+    """Were weights cast in the pass without graph kept, the second pass would not reach them."""
+    model = checkpoint.model
+    _, expected = gradients(Step(model=model, loss=LOSS, dtype="bfloat16"), picked)
+    in_pieces = Step(model=model, loss=LOSS, dtype="bfloat16", users_per_piece=3)
+    _, found = gradients(in_pieces, picked)
+    # Other pieces, other padding: bfloat16 has 8 bits.
+    assert_close(found, expected, 0.05)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordingStep(Step):
+    """A step that remembers what each pass over each piece gave, and over how many users."""
+
+    seen: list[Tensor] = field(default_factory=list)
+    num_users: list[int] = field(default_factory=list)
+
+    def rows(self, piece: Picked, *, with_next_token: bool = True) -> TowerRows:
+        # Not super(): a dataclass with slots is another class than the one `super()` knows.
+        rows = Step.rows(self, piece, with_next_token=with_next_token)
+        self.seen.append(torch.cat([rows.anchor_QZ, rows.semantic_QZ]).detach())
+        self.num_users.append(len(piece.users))
+        return rows
+
+
+def test_dropout_is_the_same_in_both_passes(checkpoint: Checkpoint, picked: Picked) -> None:
+    model = with_lora(checkpoint, 0.5).train()
+    step = RecordingStep(model=model, loss=LOSS, users_per_piece=3)
+    backward(step, picked, is_masked=True)
+    assert step.num_users == [3, 3, 1, 3, 3, 1]
+    for first, second in zip(step.seen[:3], step.seen[3:], strict=True):
+        assert torch.equal(first, second)
+    drawn_anew = step.rows(step.pieces(picked)[0])
+    assert not torch.equal(drawn_anew.anchor_QZ.detach(), step.seen[0][: len(drawn_anew.anchor_QZ)])
+
+
+class _Kept:
+    """A tensor kept for the backward pass, counted while it lives."""
+
+    def __init__(self, tensor: Tensor, live: list[int]) -> None:
+        self.tensor, self._live = tensor, live
+        live[0] += tensor.nbytes
+        live[1] = max(live)
+
+    def __del__(self) -> None:
+        self._live[0] -= self.tensor.nbytes
+
+
+@contextmanager
+def counted_activations() -> Iterator[list[int]]:
+    """[bytes kept for backward passes now, most ever]."""
+    live = [0, 0]
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: _Kept(tensor, live), lambda kept: kept.tensor
+    ):
+        yield live
+
+
+def test_activations_are_those_of_a_piece(checkpoint: Checkpoint, picked: Picked) -> None:
+    peaks = {}
+    for users_per_piece in (0, 4, 1):
+        step = Step(model=checkpoint.model, loss=LOSS, users_per_piece=users_per_piece)
+        with counted_activations() as live:
+            gradients(step, picked)
+        peaks[users_per_piece] = live[1]
+    assert peaks[4] < 0.7 * peaks[0]
+    assert peaks[1] < 0.4 * peaks[4]
+
+
+def test_recomputed_layers_have_the_same_gradients_for_less_memory(
+    checkpoint: Checkpoint, picked: Picked
+) -> None:
+    model = with_lora(checkpoint, 0.5)
+    step = Step(model=model, loss=LOSS)
+    with counted_activations() as plain:
+        _, expected = gradients(step, picked)
+    model.recompute_layers()
+    with counted_activations() as recomputed:
+        _, found = gradients(step, picked)
+    assert_close(found, expected, 1e-6)
+    assert any("event_encoder" in name for name in found)
+    assert recomputed[1] < 0.6 * plain[1]
+
+
+def test_answers_have_equal_keys_exactly_when_they_are_equal() -> None:
+    answers = [(3, 4), (3,), (), (3, 4), (4, 3), (3, 4, 0)]
+    keys = answer_keys([Segment((1,), answer) for answer in answers])
+    equal = [[first == second for second in answers] for first in answers]
+    assert (keys[:, None] == keys).tolist() == equal
