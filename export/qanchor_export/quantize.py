@@ -1,6 +1,6 @@
 """Which matrices of a decoder become int8: measured on real users, within a stated budget.
 
-1 the float answers and every projection's input peaks; 2 the smoothing that serves all-int8 best;
+1 the float answers; 2 the smoothing that serves all-int8 best;
 3 each projection's error when it alone is int8; 4 the most harmful go back to float32 until the
 mean cosine to the float answers is within the budget; 5 scales for int8 keys and values.
 
@@ -90,14 +90,14 @@ def quantize(
         SuffixGraph(decoder, HeadWeights(source.model.head)),
     )
     work = _Work(decoder, graphs, make_samples(source, calibration.users))
-    exact_QZ = work.observe()
+    exact_QZ = work.exact()
     alphas: dict[str, float] = {}
     alpha: float = 0.0
     sites: tuple[SiteReport, ...] = ()
     if numbers.precision == "int8":
         alphas = work.try_alphas(exact_QZ)
         alpha = float(max(alphas, key=lambda name: alphas[name]))
-        work.smooth(alpha)
+        work.smooth(alpha, work.samples)
         sites = work.choose(exact_QZ, calibration.min_cosine)
     if numbers.stored == "int8":
         work.scale_stores()
@@ -121,7 +121,6 @@ class _Work:
     decoder: DecoderWeights
     graphs: TorchGraphs
     samples: list[Sample]
-    peaks: dict[str, Tensor] | None = None
 
     def sites(self) -> Iterator[tuple[int, str, Projection]]:
         """Layer, name and module of every projection."""
@@ -131,13 +130,9 @@ class _Work:
                 if found is not None:
                     yield index, name, found
 
-    def observe(self) -> Tensor:
-        """The float answers [Q, Z]; input peaks are kept."""
-        modules = {f"{index}.{name}": module for index, name, module in self.sites()}
-        with recorded_peaks(modules) as peaks:
-            exact_QZ = self.graphs.embeddings(self.samples)
-        self.peaks = peaks
-        return exact_QZ
+    def exact(self) -> Tensor:
+        """The float answers [Q, Z]."""
+        return self.graphs.embeddings(self.samples)
 
     def cosines(self, exact_QZ: Tensor, samples: Sequence[Sample] | None = None) -> Tensor:
         """Cosine of every answer [Q] of the graphs as they are now to the float answers."""
@@ -146,29 +141,38 @@ class _Work:
         return torch.nn.functional.cosine_similarity(found_QZ, exact_QZ, dim=-1)
 
     def try_alphas(self, exact_QZ: Tensor) -> dict[str, float]:
-        """Mean cosine of all-int8 by smoothing strength; leaves the decoder as it was."""
+        """Mean cosine of all-int8 by smoothing strength; leaves the decoder as it was.
+
+        Divisors come from every other user and are judged on the rest: strong ones fit the users
+        they were made from.
+        """
         found = {}
+        seen, judges = self.samples[::2], self.samples[1::2] or self.samples
+        parts = exact_QZ.split([len(sample.packed.emb_index_Q) for sample in self.samples])
+        wanted_QZ = torch.cat(parts[1::2] or parts)
         for alpha in tqdm(ALPHAS, desc="smoothing", unit="alpha"):
-            scales = self.smooth(alpha)
+            scales = self.smooth(alpha, seen)
             floats = self._swap([(index, name) for index, name, _ in self.sites()])
-            found[f"{alpha:g}"] = float(self.cosines(exact_QZ).mean())
+            found[f"{alpha:g}"] = float(self.cosines(wanted_QZ, judges).mean())
             self._restore(floats)
             if scales:
                 fold(self.decoder, scales, is_undone=True)
         return found
 
-    def smooth(self, alpha: float) -> list[LayerScales]:
-        """Fold the smoothing of that strength in; 0 folds nothing."""
-        assert self.peaks is not None, "This is a bug: observe first."
+    def smooth(self, alpha: float, samples: Sequence[Sample]) -> list[LayerScales]:
+        """Fold in smoothing of that strength by the input peaks of `samples`; 0 does nothing."""
         decoder = self.decoder
         heads = (decoder.num_kv_heads, decoder.heads_per_kv, decoder.head_dim)
         if alpha == 0.0:
             return []
+        modules = {f"{index}.{name}": module for index, name, module in self.sites()}
+        with recorded_peaks(modules) as peaks:
+            self.graphs.embeddings(samples)
         scales = []
         for index, layer in enumerate(decoder.stack):
-            own = {name: self.peaks[f"{index}.{name}"] for name in PROJECTIONS if name != "kv"}
+            own = {name: peaks[f"{index}.{name}"] for name in PROJECTIONS if name != "kv"}
             if layer.kv is not None:
-                own["qkv"] = torch.maximum(own["qkv"], self.peaks[f"{index}.kv"])
+                own["qkv"] = torch.maximum(own["qkv"], peaks[f"{index}.kv"])
             scales.append(layer_scales(layer, own, heads, alpha))
         fold(decoder, scales)
         return scales

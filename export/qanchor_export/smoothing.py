@@ -17,6 +17,9 @@ from qanchor_export.projection import Projection, frozen
 from qanchor_export.weights import DecoderWeights, LayerWeights
 
 _LEAST = 1e-6
+_WIDEST = 16.0
+"""A channel is divided or multiplied by this at most: a channel nearly still in the calibration
+users must not be blown up for others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,4 +100,5 @@ def _divisor(peaks: Tensor, weights: Tensor, alpha: float) -> Tensor:
     raw = peaks.clamp(min=_LEAST) ** alpha / weights.clamp(min=_LEAST) ** (1.0 - alpha)
     # Rows and columns have scales of their own: only the differences between channels matter.
     mean = torch.exp(torch.log(raw).mean())
-    return torch.where(peaks > _LEAST, raw / mean, torch.ones_like(raw))
+    bounded = (raw / mean).clamp(1.0 / _WIDEST, _WIDEST)
+    return torch.where(peaks > _LEAST, bounded, torch.ones_like(raw))
