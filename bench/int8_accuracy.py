@@ -30,7 +30,7 @@ from qanchor.bundle.manifest import KvDType
 from qanchor.bundle.reader import open_bundle
 from qanchor.checkpoint import load_checkpoint
 from qanchor.data.dataset import Dataset, open_dataset
-from qanchor.data.prefix import build_layout, slot_vectors
+from qanchor.data.prefix import build_layout, slot_vectors, with_measures
 from qanchor.data.render import RenderedProfile, render_profile
 from qanchor.environment import environment
 from qanchor.eval.evaluate import SPLITS, probe_scenario
@@ -118,7 +118,8 @@ def _both(
     """One user's answers [Q, Z] from each bundle; the event encoder is the same in both."""
     first = runners[0]
     layout = build_layout(rendered.num_events, first.bundle.manifest.tokens)
-    vectors_PE = slot_vectors(layout, rendered.num_events, first.event_vectors(rendered))
+    vectors_NE = with_measures(first.event_vectors(rendered), rendered)
+    vectors_PE = slot_vectors(layout, rendered.num_events, vectors_NE)
     return [
         runner.suffix([(runner.prefill(layout, vectors_PE), [runner.query(q) for q in questions])])
         for runner in runners

@@ -30,8 +30,8 @@ MIN_EXTERNAL_BYTES = 1024
 # take it.
 OPERATORS = {
     "Add", "And", "Cast", "Clip", "Concat", "Cos", "Div", "Equal", "Expand", "Gather", "Gelu",
-    "Greater", "GreaterOrEqual", "LayerNormalization", "Less", "LessOrEqual", "MatMul", "Max",
-    "Mul", "Not", "Pow", "Range", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape",
+    "Greater", "GreaterOrEqual", "LayerNormalization", "Less", "LessOrEqual", "Log", "MatMul",
+    "Max", "Mul", "Not", "Pow", "Range", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape",
     "Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Transpose",
     "Unsqueeze", "Where",
 }  # fmt: skip
