@@ -12,7 +12,6 @@ from qanchor.bundle.buckets import BucketLimits, make_ladders
 from qanchor.bundle.packing import SuffixQuery, UserSuffix, pack
 from qanchor.bundle.reader import Bundle, open_bundle
 from qanchor.bundle.tolerance import tolerances
-from qanchor.data.render import RenderedProfile
 from qanchor_server.config import ServerConfig
 from qanchor_server.engine.choice import open_engine
 from qanchor_server.engine.static import StaticEngine, StaticSlot
@@ -46,7 +45,7 @@ def embed_case(engine: StaticEngine, bundle: Bundle, number: int) -> np.ndarray:
     """The embeddings of a stored case over a fresh slot."""
     case, manifest = bundle.parity[number], bundle.manifest
     prepared = prepare_rendered(
-        RenderedProfile(case.texts), user_id="", version=1, as_of_s=0, manifest=manifest
+        case.rendered, user_id="", version=1, as_of_s=0, manifest=manifest
     )
     slot = engine.allocate_slot(len(prepared.layout))
     encoder_of(engine, bundle).encode(prepared, slot)
