@@ -44,9 +44,7 @@ def encoder_of(engine: StaticEngine, bundle: Bundle) -> PrefixEncoder[StaticSlot
 def embed_case(engine: StaticEngine, bundle: Bundle, number: int) -> np.ndarray:
     """The embeddings of a stored case over a fresh slot."""
     case, manifest = bundle.parity[number], bundle.manifest
-    prepared = prepare_rendered(
-        case.rendered, user_id="", version=1, as_of_s=0, manifest=manifest
-    )
+    prepared = prepare_rendered(case.rendered, user_id="", version=1, as_of_s=0, manifest=manifest)
     slot = engine.allocate_slot(len(prepared.layout))
     encoder_of(engine, bundle).encode(prepared, slot)
     queries = tuple(SuffixQuery(tuple(bundle.encode_query(query))) for query in case.queries)
