@@ -176,7 +176,7 @@ class _Users:
         chunk_len = ServerConfig().chunk_len
         for start in range(0, prefix_len, chunk_len):
             tokens = tokens_P[start : start + chunk_len]
-            vectors = np.zeros((len(tokens), manifest.dims.event_dim), dtype=np.float32)
+            vectors = np.zeros((len(tokens), manifest.dims.slot_vector_dim), dtype=np.float32)
             adapter = np.full(len(tokens), ADAPTER_TOKEN, dtype=np.int64)
             self.engine.prefill(slot, PrefixChunk(tokens, adapter, vectors, start))
         return slot

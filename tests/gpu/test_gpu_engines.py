@@ -12,7 +12,6 @@ from qanchor.bundle.buckets import BucketLimits, make_ladders
 from qanchor.bundle.packing import SuffixQuery, UserSuffix, pack
 from qanchor.bundle.reader import Bundle, open_bundle
 from qanchor.bundle.tolerance import tolerances
-from qanchor.data.render import RenderedProfile
 from qanchor_server.config import ServerConfig
 from qanchor_server.engine.choice import open_engine
 from qanchor_server.engine.static import StaticEngine, StaticSlot
@@ -45,9 +44,7 @@ def encoder_of(engine: StaticEngine, bundle: Bundle) -> PrefixEncoder[StaticSlot
 def embed_case(engine: StaticEngine, bundle: Bundle, number: int) -> np.ndarray:
     """The embeddings of a stored case over a fresh slot."""
     case, manifest = bundle.parity[number], bundle.manifest
-    prepared = prepare_rendered(
-        RenderedProfile(case.texts), user_id="", version=1, as_of_s=0, manifest=manifest
-    )
+    prepared = prepare_rendered(case.rendered, user_id="", version=1, as_of_s=0, manifest=manifest)
     slot = engine.allocate_slot(len(prepared.layout))
     encoder_of(engine, bundle).encode(prepared, slot)
     queries = tuple(SuffixQuery(tuple(bundle.encode_query(query))) for query in case.queries)

@@ -15,7 +15,7 @@ from qanchor.bundle.manifest import Manifest
 from qanchor.bundle.packing import SuffixQuery, UserSuffix, pack
 from qanchor.bundle.reader import Bundle, open_bundle
 from qanchor.bundle.tolerance import tolerances
-from qanchor.data.prefix import build_layout, slot_vectors
+from qanchor.data.prefix import build_layout, slot_vectors, with_measures
 from qanchor.data.render import RenderedProfile
 from qanchor_export.bundle_writer import export_bundle
 from qanchor_export.runner import BundleRunner
@@ -83,7 +83,9 @@ def prefill(
 ) -> tuple[StaticSlot, int]:
     """A slot a little longer than the prefix, filled in chunks."""
     layout = build_layout(user.num_events, runner.bundle.manifest.tokens)
-    vectors_PE = slot_vectors(layout, user.num_events, runner.event_vectors(user))
+    vectors_PE = slot_vectors(
+        layout, user.num_events, with_measures(runner.event_vectors(user), user)
+    )
     slot = engine.allocate_slot(len(layout) + 5)
     for start in range(0, len(layout), chunk_len):
         stop = start + chunk_len
