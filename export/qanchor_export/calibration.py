@@ -78,7 +78,7 @@ def calibration_users(
 
 @torch.inference_mode()
 def make_samples(source: ExportSource, calibration: CalibrationUsers) -> list[Sample]:
-    """The graphs' inputs of every user, event vectors from the float32 event encoder."""
+    """The graphs' inputs of every user, shortest first; event vectors from the event encoder."""
     queries = tuple(make_query(source, text) for text in calibration.questions)
     samples = []
     for user in calibration.users:
@@ -90,7 +90,7 @@ def make_samples(source: ExportSource, calibration: CalibrationUsers) -> list[Sa
             hidden_dim=source.hidden_dim,
         )
         samples.append(Sample(layout, torch.from_numpy(vectors_PE), packed))
-    return samples
+    return sorted(samples, key=lambda sample: len(sample.layout))
 
 
 @dataclass(frozen=True, slots=True)

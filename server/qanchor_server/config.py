@@ -46,7 +46,7 @@ class ServerConfig(Config, frozen=True, kw_only=True):
     max_step_tokens: int = 512
     """Most packed suffix tokens of one suffix step; at least the model's max_query_len."""
     max_step_users: int = 16
-    """Most users in one suffix step; several cost a copy of their keys and values."""
+    """Most users in one suffix step; on CPUs users of few tokens cost a copy of keys and values."""
     max_suffix_run: int = 8
     """Suffix steps in a row while a prefill waits; then one prefill step runs."""
     max_queue: int = 1024

@@ -2,7 +2,8 @@
 
 A slot is one contiguous array of keys and values. Its per-layer views are bound when the slot is
 made; a step binds only its token inputs. One user: the graph reads the slot where it lies.
-Several users: their slots are copied into a padded working array first.
+Several users: those with many tokens run one after the other, as one would; the slots of the others
+are copied into a padded working array first.
 
 Must not know scheduling or profiles. Call from the worker thread only.
 
@@ -19,11 +20,15 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from qanchor.bundle.manifest import EVENT_ENCODER, PREFIX, SUFFIX, past_names, present_names
-from qanchor.bundle.packing import PackedSuffix
+from qanchor.bundle.packing import ROW_PADDING, PackedSuffix, part_of
 from qanchor.bundle.reader import Bundle
 from qanchor.bundle.slot import KvArray, element_type, storage_dtype, zero_slot
 from qanchor_server.engine import FloatArray, IntArray, PrefixChunk
 from qanchor_server.engine.ort_session import memory_is_retryable, open_session
+
+_TOKENS_ALONE = 128
+"""From so many suffix tokens a user is run alone: products are at their full rate then, and a joint
+step's copies and padding cost more than they save (docs/log.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,10 +123,22 @@ class OrtEngine:
     def suffix(self, packed: PackedSuffix, slots: Sequence[OrtSlot]) -> FloatArray:
         """L2-normalised embeddings [Q, Z] over the slots. Raises Retryable when out of memory."""
         with memory_is_retryable():
-            binding = slots[0].suffix if len(slots) == 1 else self._stage(slots)
-            binding.bind_output("embeddings", "cpu")
-            _run(self._suffix, binding, packed.inputs())
-            embeddings_QZ: FloatArray = binding.copy_outputs_to_cpu()[0]
+            if len(slots) == 1:
+                return self._run_suffix(packed, slots[0].suffix)
+            embeddings_QZ = np.empty(
+                (len(packed.emb_index_Q), self._dims.embedding_dim), dtype=np.float32
+            )
+            for users in _groups(packed):
+                part = part_of(packed, users)
+                chosen = [slots[user] for user in users]
+                binding = chosen[0].suffix if len(chosen) == 1 else self._stage(chosen)
+                embeddings_QZ[part.queries_Q] = self._run_suffix(part.packed, binding)
+        return embeddings_QZ
+
+    def _run_suffix(self, packed: PackedSuffix, binding: Any) -> FloatArray:
+        binding.bind_output("embeddings", "cpu")
+        _run(self._suffix, binding, packed.inputs())
+        embeddings_QZ: FloatArray = binding.copy_outputs_to_cpu()[0]
         return embeddings_QZ
 
     def _open(self, graph: str, options: OrtOptions) -> Any:
@@ -167,6 +184,15 @@ class OrtEngine:
         binding = self._suffix.io_binding()
         self._bind_past(binding, kv_L2BGCK)
         return binding
+
+
+def _groups(packed: PackedSuffix) -> list[list[int]]:
+    """Users by run: those with many tokens one by one, the others together."""
+    num_tokens = (packed.row_index_BR != ROW_PADDING).sum(1).tolist()
+    alone = [user for user, count in enumerate(num_tokens) if count >= _TOKENS_ALONE]
+    together = [user for user, count in enumerate(num_tokens) if count < _TOKENS_ALONE]
+    groups = [[user] for user in alone]
+    return [*groups, together] if together else groups
 
 
 def _run(session: Any, binding: Any, inputs: dict[str, npt.NDArray[Any]]) -> None:
