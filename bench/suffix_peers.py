@@ -16,6 +16,7 @@ import torch
 from transformers import DynamicCache
 
 from qanchor.bundle.packing import SuffixQuery
+from qanchor.bundle.slot import zero_slot
 from qanchor.data.prefix import ADAPTER_TOKEN, PrefixLayout
 from qanchor_export.runner import BundleRunner, EncodedPrefix
 from qanchor_export.source import ExportSource
@@ -50,6 +51,14 @@ def our_prefix(runner: BundleRunner, task: Task) -> EncodedPrefix:
     layout = PrefixLayout(task.prefix_P, adapter_P, np.zeros_like(adapter_P))
     width = runner.bundle.manifest.dims.slot_vector_dim
     return runner.prefill(layout, np.zeros((length, width), dtype=np.float32))
+
+
+def noise_prefix(runner: BundleRunner, length: int) -> EncodedPrefix:
+    """A prefix of random keys and values: what a step costs does not depend on them."""
+    kv_L2GCK = zero_slot(runner.bundle.manifest.dims, length)
+    noise = np.random.default_rng(0).standard_normal(kv_L2GCK.shape, dtype=np.float32)
+    kv_L2GCK[...] = noise.astype(kv_L2GCK.dtype)
+    return EncodedPrefix(kv_L2GCK, length)
 
 
 def packed_step(runner: BundleRunner, prefix: EncodedPrefix, queries_NS: Any) -> Road:

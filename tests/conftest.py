@@ -1,5 +1,6 @@
 """Fixtures and settings shared by all tests; what is missing is named in the skip reason."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -20,3 +21,41 @@ def real_data() -> Path:
         # A misspelt path must not pass for "no data here".
         pytest.fail(f"QANCHOR_DATA={directory!r} is no directory")
     return Path(directory)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip GPU tests where something is missing; with QANCHOR_REQUIRE_GPU=1 fail instead."""
+    for mark, find in (("gpu", _missing_for_cuda), ("tensorrt", _missing_for_tensorrt)):
+        if item.get_closest_marker(mark) is None:
+            continue
+        missing = find()
+        if missing and os.environ.get("QANCHOR_REQUIRE_GPU") == "1":
+            pytest.fail(f"{mark}: {missing}, and QANCHOR_REQUIRE_GPU=1", pytrace=False)
+        if missing:
+            pytest.skip(f"{mark}: {missing}")
+
+
+def _missing_for_cuda() -> str:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return "this onnxruntime has no CUDA execution provider (install qanchor[gpu])"
+    return _missing_gpu()
+
+
+def _missing_for_tensorrt() -> str:
+    if importlib.util.find_spec("tensorrt") is None:
+        return "tensorrt is not installed (install qanchor[tensorrt])"
+    return _missing_gpu()
+
+
+def _missing_gpu() -> str:
+    if importlib.util.find_spec("cuda") is None:
+        return "cuda-bindings is not installed"
+    from cuda.bindings import runtime
+
+    status, count = runtime.cudaGetDeviceCount()
+    if status != runtime.cudaError_t.cudaSuccess or count < 1:
+        return f"no NVIDIA GPU ({status.name})"
+    return ""

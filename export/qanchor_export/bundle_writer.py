@@ -21,6 +21,7 @@ from qanchor.bundle.manifest import (
     EVENT_TOKENIZER_FILE,
     EXPORT_ID_KEY,
     FORMAT_VERSION,
+    INT8_REPORT_FILE,
     MANIFEST_FILE,
     PARITY_FILE,
     PREFIX,
@@ -32,7 +33,6 @@ from qanchor.bundle.manifest import (
     GraphSpec,
     Limits,
     Manifest,
-    ModelDims,
     ParityCase,
     event_encoder_spec,
     prefix_spec,
@@ -42,12 +42,14 @@ from qanchor.bundle.reader import file_sha256
 from qanchor.data.prefix import max_prefix_len
 from qanchor.data.render import RenderedProfile
 from qanchor.errors import BundleError
+from qanchor_export.calibration import calibration_users
+from qanchor_export.quantize import Calibration, quantize
 from qanchor_export.reference import anchor_embeddings, make_query
 from qanchor_export.sample_users import SAMPLE_QUERIES, sample_users
 from qanchor_export.source import ExportSource
 from qanchor_export.to_onnx import to_onnx
 from qanchor_export.weight_file import WeightFile
-from qanchor_export.weights import model_dims
+from qanchor_export.weights import DecoderWeights, Numbers, decoder_weights, model_dims
 
 logger = logging.getLogger(__name__)
 
@@ -62,25 +64,47 @@ def export_bundle(
     destination: Path,
     users: Sequence[RenderedProfile] = (),
     *,
+    numbers: Numbers | None = None,
+    calibration: Calibration | None = None,
     force: bool = False,
 ) -> Manifest:
     """Write the bundle of `source` to `destination` and return its manifest.
 
-    `users` become the parity cases; without any, users are made up from the schema. Equal sources
-    give equal model ids. Raises BundleError when `destination` exists and `force` is not set, and
-    ConfigError when the graphs cannot compute the model's maths.
+    `numbers` are the types it computes in and stores, float32 by default; what becomes int8 is
+    decided on the users of `calibration`, by default made up from the schema. `users` become the
+    parity cases, by default made up too. Equal sources give equal model ids.
+    Raises BundleError when `destination` exists and `force` is not set, and ConfigError when the
+    graphs cannot compute the model's maths.
     """
     if destination.exists() and not force:
         raise BundleError(f"{destination}: exists; choose another path or give --force")
     cases = _parity_cases(source, users)
     with _staging(destination) as staging:
-        manifest = _write(source, cases, staging)
+        decoder = _decoder(source, numbers or Numbers(), calibration, staging)
+        manifest = _write(source, cases, numbers or Numbers(), decoder, staging)
     logger.info("bundle %s: model %s", destination, manifest.model_id)
     return manifest
 
 
-def _write(source: ExportSource, cases: tuple[ParityCase, ...], path: Path) -> Manifest:
-    dims = model_dims(source.model)
+def _decoder(
+    source: ExportSource, numbers: Numbers, calibration: Calibration | None, path: Path
+) -> DecoderWeights:
+    """The decoder in the wanted types; a report of what was decided for int8 goes to `path`."""
+    decoder = decoder_weights(source.model, numbers)
+    if "int8" in (numbers.precision, numbers.stored):
+        chosen = calibration or Calibration(calibration_users(source, None))
+        config.save(quantize(source, decoder, numbers, chosen), path / INT8_REPORT_FILE)
+    return decoder
+
+
+def _write(
+    source: ExportSource,
+    cases: tuple[ParityCase, ...],
+    numbers: Numbers,
+    decoder: DecoderWeights,
+    path: Path,
+) -> Manifest:
+    dims = model_dims(source.model, numbers.stored)
     specs = {
         EVENT_ENCODER: event_encoder_spec(dims),
         PREFIX: prefix_spec(dims),
@@ -88,7 +112,7 @@ def _write(source: ExportSource, cases: tuple[ParityCase, ...], path: Path) -> M
     }
     source.tokenizer.save(str(path / TOKENIZER_FILE))
     source.event_tokenizer.save(str(path / EVENT_TOKENIZER_FILE))
-    model_id = _write_graphs(source, dims, specs, path)
+    model_id = _write_graphs(source, to_onnx(source.model, decoder, dims), specs, path)
     config.save(source.scenarios, path / SCENARIOS_FILE)
     config.save(cases, path / PARITY_FILE)
     schema = source.schema
@@ -99,6 +123,7 @@ def _write(source: ExportSource, cases: tuple[ParityCase, ...], path: Path) -> M
         model_id=model_id,
         checkpoint_id=source.checkpoint_id,
         recipe=source.recipe,
+        precision=numbers.precision,
         dims=dims,
         profile_schema=schema,
         tokens=source.tokens,
@@ -115,14 +140,13 @@ def _write(source: ExportSource, cases: tuple[ParityCase, ...], path: Path) -> M
 
 
 def _write_graphs(
-    source: ExportSource, dims: ModelDims, specs: dict[str, GraphSpec], path: Path
+    source: ExportSource, graphs: dict[str, ir.Model], specs: dict[str, GraphSpec], path: Path
 ) -> str:
     """Write graphs and weights; return the model id.
 
     The export id is a part of the model id: it depends on all the graphs compute with, and it
     can only be stamped in once they are all there.
     """
-    graphs = to_onnx(source.model, dims)
     with WeightFile(path / WEIGHTS_FILE) as weights:
         for graph in graphs.values():
             weights.move_out(graph)

@@ -17,6 +17,7 @@ import onnxruntime as ort
 from qanchor.bundle.manifest import EVENT_ENCODER, PREFIX, SUFFIX, past_names, present_names
 from qanchor.bundle.packing import PackedSuffix, SuffixQuery, UserSuffix, pack, scenario_suffix
 from qanchor.bundle.reader import Bundle
+from qanchor.bundle.slot import KvArray, element_type, zero_slot
 from qanchor.config import Scenario
 from qanchor.data.prefix import PrefixLayout, build_layout, slot_vectors, with_measures
 from qanchor.data.render import RenderedProfile
@@ -30,7 +31,7 @@ _TEXTS_PER_RUN = 64
 class EncodedPrefix:
     """A user's keys and values: `kv_L2GCK`, contiguous; columns from `length` on are unused."""
 
-    kv_L2GCK: FloatArray
+    kv_L2GCK: KvArray
     length: int
 
 
@@ -104,21 +105,27 @@ class BundleRunner:
         """
         dims, length = self.bundle.manifest.dims, len(layout)
         step = chunk_len or length
-        shape = (dims.num_layers, 2, dims.num_kv_heads, length + spare, dims.head_dim)
-        kv = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-        names = present_names(dims.num_layers)
+        kv = _noise_like(zero_slot(dims, length + spare))
         for start in range(0, length, step):
             stop = min(start + step, length)
+            binding = self.session(PREFIX).io_binding()
             feeds = {
                 "token_ids": layout.token_ids_P[start:stop],
                 "adapter": layout.adapter_P[start:stop],
                 "slot_vectors": vectors_PE[start:stop],
                 "past_len": np.array([start], dtype=np.int64),
-                **self._past_feeds(kv[:, :, None]),
             }
-            present = self.session(PREFIX).run(names, feeds)
-            for index, chunk in enumerate(present):
-                kv[index // 2, index % 2, :, start:stop] = chunk[0]
+            for name, value in feeds.items():
+                binding.bind_cpu_input(name, value)
+            present = zero_slot(dims, stop - start)
+            past = self._values(past_names(dims.num_layers), kv[:, :, None])
+            for name, value in past.items():
+                binding.bind_ortvalue_input(name, value)
+            outputs = self._values(present_names(dims.num_layers), present[:, :, None])
+            for name, value in outputs.items():
+                binding.bind_ortvalue_output(name, value)
+            self.session(PREFIX).run_with_iobinding(binding)
+            kv[:, :, :, start:stop] = present
         return EncodedPrefix(kv, length)
 
     def suffix(self, users: list[tuple[EncodedPrefix, list[SuffixQuery]]]) -> FloatArray:
@@ -131,15 +138,18 @@ class BundleRunner:
         )
         return self.run_suffix(packed, [prefix.kv_L2GCK for prefix, _ in users])
 
-    def run_suffix(self, packed: PackedSuffix, kvs: list[FloatArray]) -> FloatArray:
+    def run_suffix(self, packed: PackedSuffix, kvs: list[KvArray]) -> FloatArray:
         """Run an already packed suffix step.
 
         One user's keys and values are bound where they lie; those of several are stacked first.
         """
         binding = self.session(SUFFIX).io_binding()
         stacked = kvs[0][:, :, None] if len(kvs) == 1 else _stack(kvs)
-        for name, value in {**packed.inputs(), **self._past_feeds(stacked)}.items():
+        for name, value in packed.inputs().items():
             binding.bind_cpu_input(name, value)
+        names = past_names(self.bundle.manifest.dims.num_layers)
+        for name, value in self._values(names, stacked).items():
+            binding.bind_ortvalue_input(name, value)
         binding.bind_output("embeddings", "cpu")
         self.session(SUFFIX).run_with_iobinding(binding)
         embeddings: FloatArray = binding.copy_outputs_to_cpu()[0]
@@ -155,16 +165,31 @@ class BundleRunner:
         hidden_dim = self.bundle.manifest.dims.hidden_dim
         return scenario_suffix(scenario, self.bundle.encode_query, hidden_dim)
 
-    def _past_feeds(self, kv_L2BGCK: FloatArray) -> dict[str, FloatArray]:
-        names = past_names(self.bundle.manifest.dims.num_layers)
-        return {name: kv_L2BGCK[index // 2, index % 2] for index, name in enumerate(names)}
+    def _values(self, names: list[str], kv_L2BGCK: KvArray) -> dict[str, Any]:
+        """Key and value of each layer by tensor name, as OrtValues over the array's memory."""
+        onnx_type = element_type(self.bundle.manifest.dims.kv_dtype)
+        return {
+            name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
+                kv_L2BGCK[index // 2, index % 2], onnx_type
+            )
+            for index, name in enumerate(names)
+        }
 
 
-def _stack(kvs: list[FloatArray]) -> FloatArray:
+def _noise_like(kv_L2GCK: KvArray) -> KvArray:
+    """Noise of the array's shape and type; of bfloat16, whose bits lie in uint16, small numbers."""
+    draw = np.random.default_rng(0)
+    if kv_L2GCK.dtype.kind == "f":
+        return draw.standard_normal(kv_L2GCK.shape, dtype=np.float32).astype(kv_L2GCK.dtype)
+    low, high = (-127, 128) if kv_L2GCK.dtype == np.int8 else (0x3F00, 0x4000)
+    return draw.integers(low, high, kv_L2GCK.shape, dtype=kv_L2GCK.dtype)
+
+
+def _stack(kvs: list[KvArray]) -> KvArray:
     """[L, 2, B, G, C, K] of users of different capacity; missing columns are zeros."""
     layers, two, heads, _, width = kvs[0].shape
     capacity = max(kv.shape[3] for kv in kvs)
-    stacked = np.zeros((layers, two, len(kvs), heads, capacity, width), dtype=np.float32)
+    stacked = np.zeros((layers, two, len(kvs), heads, capacity, width), dtype=kvs[0].dtype)
     for user, kv in enumerate(kvs):
         stacked[:, :, user, :, : kv.shape[3]] = kv
     return stacked

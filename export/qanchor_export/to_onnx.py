@@ -28,7 +28,8 @@ from qanchor.bundle.manifest import (
 from qanchor.towers import QAnchorModel
 from qanchor_export.graphs_decoder import PrefixGraph, SuffixGraph
 from qanchor_export.graphs_event import EventEncoderGraph
-from qanchor_export.weights import AdapterWeights, HeadWeights, decoder_weights
+from qanchor_export.kv_store import TORCH_DTYPES
+from qanchor_export.weights import AdapterWeights, DecoderWeights, HeadWeights
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +58,12 @@ _TRACE_SIZES = {
 }
 
 
-def to_onnx(model: QAnchorModel, dims: ModelDims) -> dict[str, ir.Model]:
+def to_onnx(model: QAnchorModel, decoder: DecoderWeights, dims: ModelDims) -> dict[str, ir.Model]:
     """The three graphs of a bundle by name; their initializers share the torch weights' memory.
 
-    Raises ConfigError when the model's maths is not what the graphs compute.
+    `decoder` is the model's, in the precision wanted; the event encoder is float32 in all. Raises
+    ConfigError when the model's maths is not what the graphs compute.
     """
-    decoder = decoder_weights(model)
     adapters = AdapterWeights(model.encoder.adapters)
     modules: dict[str, tuple[nn.Module, GraphSpec]] = {
         EVENT_ENCODER: (EventEncoderGraph(model.event_encoder), event_encoder_spec(dims)),
@@ -105,8 +106,7 @@ def trace(module: nn.Module, spec: GraphSpec) -> ir.Model:
 
 def _example(tensor: TensorSpec) -> Tensor:
     sizes = [_TRACE_SIZES[d] if isinstance(d, str) else d for d in tensor.dims]
-    dtype = {"int64": torch.int64, "float32": torch.float32}[tensor.dtype]
-    return torch.zeros(sizes, dtype=dtype)
+    return torch.zeros(sizes, dtype=TORCH_DTYPES[tensor.dtype])
 
 
 def _dynamic(tensor: TensorSpec, symbols: dict[str, Dim]) -> dict[int, Dim]:

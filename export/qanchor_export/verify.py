@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qanchor.bundle.packing import SuffixQuery
+from qanchor.bundle.tolerance import EXACT, Tolerance, Tolerances, tolerances
 from qanchor.data.render import RenderedProfile
 from qanchor_export.runner import BundleRunner, EncodedPrefix
 from qanchor_export.sample_users import SAMPLE_QUERIES, sample_users
@@ -22,8 +23,6 @@ logger = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float32]
 
-TOLERANCE = 1e-4
-"""On components of unit vectors: float32 summed in another order over some thousand terms."""
 _SPARE_COLUMNS = 37
 _NUM_PROMPT_ROWS = 6
 _NUM_FULL_PASSES = 3
@@ -37,19 +36,23 @@ class Check:
     num_vectors: int
     max_abs: float
     mean_abs: float
-    tolerance: float = TOLERANCE
+    mean_cosine: float
+    allowed: Tolerance
 
     @property
     def is_ok(self) -> bool:
-        """Whether the largest difference is within tolerance; NaN is not."""
-        return self.max_abs <= self.tolerance
+        """Whether largest difference and mean cosine are within tolerance; NaN is not."""
+        is_near = self.max_abs <= self.allowed.max_abs
+        return is_near and self.mean_cosine >= self.allowed.mean_cosine
 
 
-def compare(name: str, found: FloatArray, wanted: FloatArray) -> Check:
-    """The differences of two arrays of unit vectors [Q, Z]."""
+def compare(name: str, found: FloatArray, wanted: FloatArray, allowed: Tolerance = EXACT) -> Check:
+    """The differences of two arrays of vectors [Q, Z], and the mean cosine of their rows."""
     assert found.shape == wanted.shape, f"This is a bug: {found.shape} against {wanted.shape}"
     apart = np.abs(found.astype(np.float64) - wanted)
-    check = Check(name, len(found), float(apart.max()), float(apart.mean()))
+    norms = np.linalg.norm(found, axis=-1) * np.linalg.norm(wanted, axis=-1)
+    cosine = float(((found.astype(np.float64) * wanted).sum(-1) / norms).mean())
+    check = Check(name, len(found), float(apart.max()), float(apart.mean()), cosine, allowed)
     logger.info("%s: max %.2e, mean %.2e", check.name, check.max_abs, check.mean_abs)
     return check
 
@@ -76,11 +79,13 @@ class _Trial:
     num_users: int
     seed: int
     users: list[RenderedProfile] = field(init=False)
+    allowed: Tolerances = field(init=False)
     queries: list[SuffixQuery] = field(init=False)
     prefixes: list[EncodedPrefix] = field(init=False)
     packed: list[FloatArray] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.allowed = tolerances(self.runner.bundle.manifest)
         schema = self.runner.bundle.manifest.profile_schema
         self.users = sample_users(schema, self.num_users, self.seed)
         self.queries = [self.runner.query(text) for text in SAMPLE_QUERIES]
@@ -96,7 +101,7 @@ class _Trial:
                 self.runner.suffix([(prefix, [self.runner.query(q) for q in case.queries])])
             )
             wanted.append(np.array(case.embeddings, dtype=np.float32))
-        return compare("torch at export = ONNX Runtime", _rows(found), _rows(wanted))
+        return self._torch("torch at export = ONNX Runtime", _rows(found), _rows(wanted))
 
     def chunks(self) -> list[Check]:
         """A prefix in one piece = in chunks."""
@@ -115,7 +120,7 @@ class _Trial:
             ]
             wanted = [self.packed[user] for user in chosen]
             name = f"prefix in one piece = in chunks of {chunk_len}"
-            checks.append(compare(name, _rows(found), _rows(wanted)))
+            checks.append(self._ways(name, _rows(found), _rows(wanted)))
         return checks
 
     def spare(self) -> Check:
@@ -126,7 +131,7 @@ class _Trial:
             )
             for user in self.users
         ]
-        return compare("noise in unused prefix columns", _rows(found), _rows(self.packed))
+        return self._ways("noise in unused prefix columns", _rows(found), _rows(self.packed))
 
     def alone(self) -> Check:
         """Each query alone = packed with nine others."""
@@ -135,7 +140,7 @@ class _Trial:
             for prefix in self.prefixes
             for query in self.queries
         ]
-        return compare("query alone = packed", _rows(found), _rows(self.packed))
+        return self._ways("query alone = packed", _rows(found), _rows(self.packed))
 
     def batched(self) -> Check:
         """All users in one step, prefixes of different length, one query fewer for each."""
@@ -143,7 +148,7 @@ class _Trial:
         taken = [self.queries[: max(1, count - user)] for user in range(len(self.users))]
         found = self.runner.suffix(list(zip(self.prefixes, taken, strict=True)))
         wanted = [rows[: len(few)] for rows, few in zip(self.packed, taken, strict=True)]
-        return compare("users apart = batched", found, _rows(wanted))
+        return self._ways("users apart = batched", found, _rows(wanted))
 
     def prompts_alone(self) -> Check:
         """Queries with soft prompts of different length: alone = packed among plain ones."""
@@ -152,14 +157,14 @@ class _Trial:
         ]
         found = self.runner.suffix([(self.prefixes[0], mixed)])[1::2]
         wanted = [self.runner.suffix([(self.prefixes[0], [query])]) for query in self.prompted()]
-        return compare("soft prompts alone = packed", found, _rows(wanted))
+        return self._ways("soft prompts alone = packed", found, _rows(wanted))
 
     def anchor(self, source: ExportSource) -> Check:
         """The model's own anchor tower."""
         from qanchor_export.reference import anchor_embeddings
 
         wanted = [anchor_embeddings(source, user, self.queries) for user in self.users]
-        return compare("anchor tower = ONNX Runtime", _rows(self.packed), _rows(wanted))
+        return self._torch("anchor tower = ONNX Runtime", _rows(self.packed), _rows(wanted))
 
     def full_pass(self, source: ExportSource) -> Check:
         """Prefix step and suffix step = one causal pass of transformers over [prefix | query]."""
@@ -181,7 +186,7 @@ class _Trial:
             source, self.users[0], [scenario_query(source, scenario) for scenario in chosen]
         )
         found = self.runner.suffix([(self.prefixes[0], queries)])
-        return compare("one full pass, the bundle's scenarios", found, wanted)
+        return self._torch("one full pass, the bundle's scenarios", found, wanted)
 
     def prompted(self) -> list[SuffixQuery]:
         """The queries with soft prompts of 1 to 6 random rows."""
@@ -195,6 +200,12 @@ class _Trial:
             for i, text in enumerate(SAMPLE_QUERIES)
         ]
 
+    def _ways(self, name: str, found: FloatArray, wanted: FloatArray) -> Check:
+        return compare(name, found, wanted, self.allowed.ways)
+
+    def _torch(self, name: str, found: FloatArray, wanted: FloatArray) -> Check:
+        return compare(name, found, wanted, self.allowed.torch)
+
     def _against_full_pass(
         self, source: ExportSource, name: str, queries: list[SuffixQuery]
     ) -> Check:
@@ -202,7 +213,7 @@ class _Trial:
 
         found = [self.runner.suffix([(prefix, queries)]) for prefix in self.prefixes]
         wanted = [full_pass_embeddings(source, user, queries) for user in self.users]
-        return compare(name, _rows(found), _rows(wanted))
+        return self._torch(name, _rows(found), _rows(wanted))
 
 
 def _rows(parts: list[FloatArray]) -> FloatArray:

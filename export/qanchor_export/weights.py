@@ -1,28 +1,25 @@
 """The decoder's and the adapters' weights in the layout the graphs use.
 
-Matrices are [in, out] for MatMul: a two-dimensional nn.Linear would export as Gemm, which
-quantisers pass over. Prefix and suffix graph hold the same tensors, so a bundle stores them once.
+Prefix and suffix graph hold the same tensors, so a bundle stores them once.
 
 Legend: D decoder width, F inner width, H heads, G KV heads, K head_dim, J = (H + 2 G) K,
 A adapters, E width of slot vectors, V vocabulary.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qanchor.bundle.manifest import ModelDims
+from qanchor.bundle.manifest import KvDType, ModelDims, Precision
 from qanchor.encoder.hierarchical import Adapter
 from qanchor.errors import ConfigError
 from qanchor.towers import QAnchorModel
+from qanchor_export.kv_store import TORCH_DTYPES, KvStore
+from qanchor_export.projection import Projection, frozen
 from qanchor_export.source import merged
-
-
-def frozen(tensor: Tensor) -> nn.Parameter:
-    """A contiguous float32 parameter without gradient."""
-    return nn.Parameter(tensor.detach().float().contiguous(), requires_grad=False)
 
 
 def transposed(linear: nn.Linear) -> Tensor:
@@ -37,36 +34,70 @@ def bias_of(linear: nn.Linear) -> Tensor:
     return linear.bias.detach().float()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """The types a decoder computes in and stores keys and values in."""
+
+    precision: Precision = "float32"
+    kv_dtype: KvDType | None = None
+    """None: the type of the activations."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of activations and of all weights but those of int8 matrices."""
+        return torch.float32 if self.precision == "int8" else TORCH_DTYPES[self.precision]
+
+    @property
+    def stored(self) -> KvDType:
+        """Type of keys and values in a slot."""
+        activations: KvDType = "float32" if self.precision == "int8" else self.precision
+        return self.kv_dtype or activations
+
+
 class LayerWeights(nn.Module):
     """One decoder layer: queries, keys and values fused, queries already scaled by 1/sqrt(K)."""
 
-    def __init__(self, layer: Any, head_dim: int, *, is_last: bool) -> None:
+    qkv: Projection
+    kv: Projection | None
+    """Keys and values alone, in the last layer: the prefix graph needs no queries there."""
+    o: Projection
+    gate: Projection
+    up: Projection
+    down: Projection
+    store: KvStore
+
+    def __init__(self, layer: Any, head_dim: int, dtype: torch.dtype, *, is_last: bool) -> None:
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
         scale = 1.0 / math.sqrt(head_dim)
         parts = (attention.q_proj, attention.k_proj, attention.v_proj)
         weights = [transposed(part) for part in parts]
         biases = [bias_of(part) for part in parts]
-        self.qkv_weight_DJ = frozen(torch.cat([weights[0] * scale, *weights[1:]], dim=1))
-        self.qkv_bias_J = frozen(torch.cat([biases[0] * scale, *biases[1:]]))
-        # The prefix graph needs no queries in the last layer.
-        self.kv_weight = frozen(torch.cat(weights[1:], dim=1)) if is_last else None
-        self.kv_bias = frozen(torch.cat(biases[1:])) if is_last else None
-        self.o_weight = frozen(transposed(attention.o_proj))
-        self.gate_weight_DF = frozen(transposed(mlp.gate_proj))
-        self.up_weight_DF = frozen(transposed(mlp.up_proj))
-        self.down_weight_FD = frozen(transposed(mlp.down_proj))
-        self.attention_norm_D = frozen(layer.input_layernorm.weight)
-        self.mlp_norm_D = frozen(layer.post_attention_layernorm.weight)
+        self.qkv = Projection(
+            torch.cat([weights[0] * scale, *weights[1:]], dim=1).to(dtype),
+            torch.cat([biases[0] * scale, *biases[1:]]).to(dtype),
+        )
+        kv_weight, kv_bias = torch.cat(weights[1:], dim=1), torch.cat(biases[1:])
+        self.kv = Projection(kv_weight.to(dtype), kv_bias.to(dtype)) if is_last else None
+        self.o = Projection(transposed(attention.o_proj).to(dtype))
+        self.gate = Projection(transposed(mlp.gate_proj).to(dtype))
+        self.up = Projection(transposed(mlp.up_proj).to(dtype))
+        self.down = Projection(transposed(mlp.down_proj).to(dtype))
+        self.attention_norm_D = frozen(layer.input_layernorm.weight, dtype)
+        self.mlp_norm_D = frozen(layer.post_attention_layernorm.weight, dtype)
+        self.store = KvStore(dtype)
 
 
 class DecoderWeights(nn.Module):
-    """A transformers Qwen2Model without its modules: tensors, and the few numbers of its maths."""
+    """A transformers Qwen2Model without its modules: tensors, and the few numbers of its maths.
+
+    Tensors are of `dtype`; the final norm, whose rows the head reads, is float32.
+    """
 
     inv_freq: Tensor
     final_norm_D: nn.Parameter
 
-    def __init__(self, decoder: Any) -> None:
+    def __init__(self, decoder: Any, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         config = decoder.config
         check_decoder(config)
@@ -74,10 +105,10 @@ class DecoderWeights(nn.Module):
         self.num_kv_heads = int(config.num_key_value_heads)
         self.head_dim = head_dim_of(config)
         self.norm_eps = float(config.rms_norm_eps)
-        self.embed_VD = frozen(decoder.embed_tokens.weight)
+        self.embed_VD = frozen(decoder.embed_tokens.weight, dtype)
         last = len(decoder.layers) - 1
         self.layers = nn.ModuleList(
-            LayerWeights(layer, self.head_dim, is_last=index == last)
+            LayerWeights(layer, self.head_dim, dtype, is_last=index == last)
             for index, layer in enumerate(decoder.layers)
         )
         self.final_norm_D = frozen(decoder.norm.weight)
@@ -130,13 +161,21 @@ class HeadWeights(nn.Module):
         self.down_bias = frozen(bias_of(head.down))
 
 
-def decoder_weights(model: QAnchorModel) -> DecoderWeights:
-    """The decoder of `model`, peft adapters merged. Raises ConfigError for unsupported maths."""
+def decoder_weights(model: QAnchorModel, numbers: Numbers | None = None) -> DecoderWeights:
+    """The decoder of `model`, peft adapters merged, in its types; int8 parts are still float32.
+
+    Raises ConfigError for unsupported maths.
+    """
     language_model: Any = merged(model.language_model)
-    return DecoderWeights(language_model.get_decoder())
+    numbers = numbers or Numbers()
+    decoder = DecoderWeights(language_model.get_decoder(), numbers.dtype)
+    if numbers.stored != "int8":  # whose scales take calibration
+        for layer in decoder.stack:
+            layer.store = KvStore(TORCH_DTYPES[numbers.stored])
+    return decoder
 
 
-def model_dims(model: QAnchorModel) -> ModelDims:
+def model_dims(model: QAnchorModel, kv_dtype: KvDType = "float32") -> ModelDims:
     """Sizes of a model as the manifest records them."""
     config: Any = model.language_model.config
     head: Any = model.head
@@ -150,6 +189,7 @@ def model_dims(model: QAnchorModel) -> ModelDims:
         event_dim=model.event_encoder.event_dim,
         num_measures=model.encoder.vector_dim - model.event_encoder.event_dim,
         embedding_dim=head.down.out_features,
+        kv_dtype=kv_dtype,
     )
 
 

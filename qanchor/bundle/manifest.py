@@ -16,12 +16,19 @@ PARITY_FILE = "parity.json"
 EVENT_TOKENIZER_FILE = "event_tokenizer.json"
 TOKENIZER_FILE = "tokenizer.json"
 WEIGHTS_FILE = "weights.bin"
+INT8_REPORT_FILE = "int8_report.json"
+"""What was decided in quantising, for people; in int8 bundles only."""
 EXPORT_ID_KEY = "qanchor.export_id"
 EVENT_ENCODER = "event_encoder"
 PREFIX = "prefix"
 SUFFIX = "suffix"
 
-DType = Literal["int64", "float32", "float16"]
+DType = Literal["int64", "float32", "float16", "bfloat16", "int8"]
+Precision = Literal["float32", "float16", "bfloat16", "int8"]
+"""Of the decoder. float16, bfloat16: weights and activations in that type; RMS norms, softmax,
+adapters and head compute in float32. int8: weights of the big matrices, float32 elsewhere."""
+KvDType = Literal["float32", "float16", "bfloat16", "int8"]
+KV_ITEM_BYTES: dict[KvDType, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
 
 class TensorSpec(Config, frozen=True, kw_only=True):
@@ -62,6 +69,9 @@ class ModelDims(Config, frozen=True, kw_only=True):
     """Numbers that stand behind each event vector in `slot_vectors`."""
     embedding_dim: int
     """Width of the L2-normalised answer."""
+    kv_dtype: KvDType = "float32"
+    """Type of the past inputs and of what the prefix graph gives. int8 carries no scales: they are
+    constants of the graphs, so a slot holds nothing but numbers of this type."""
 
     @property
     def slot_vector_dim(self) -> int:
@@ -70,8 +80,9 @@ class ModelDims(Config, frozen=True, kw_only=True):
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes of float32 keys and values of one prefix position over all layers."""
-        return self.num_layers * 2 * self.num_kv_heads * self.head_dim * 4
+        """Bytes of keys and values of one prefix position over all layers."""
+        numbers = self.num_layers * 2 * self.num_kv_heads * self.head_dim
+        return numbers * KV_ITEM_BYTES[self.kv_dtype]
 
 
 class Limits(Config, frozen=True, kw_only=True):
@@ -95,6 +106,8 @@ class Manifest(Config, frozen=True, kw_only=True):
     """Content id of the checkpoint exported, by which a scenario file says what it was tuned for;
     empty for a bundle that came from no checkpoint."""
     recipe: str
+    precision: Precision = "float32"
+    """What the decoder computes in; inputs and outputs but keys and values are the same in all."""
     dims: ModelDims
     profile_schema: ProfileSchema
     tokens: PrefixTokens
@@ -155,7 +168,7 @@ def event_encoder_spec(dims: ModelDims) -> GraphSpec:
 def _past_specs(dims: ModelDims, batch: int | str) -> tuple[TensorSpec, ...]:
     shape = (batch, dims.num_kv_heads, "prefix_capacity", dims.head_dim)
     return tuple(
-        TensorSpec(name=n, dtype="float32", dims=shape) for n in past_names(dims.num_layers)
+        TensorSpec(name=n, dtype=dims.kv_dtype, dims=shape) for n in past_names(dims.num_layers)
     )
 
 
@@ -174,7 +187,8 @@ def prefix_spec(dims: ModelDims) -> GraphSpec:
             *_past_specs(dims, 1),
         ),
         outputs=tuple(
-            TensorSpec(name=n, dtype="float32", dims=chunk) for n in present_names(dims.num_layers)
+            TensorSpec(name=n, dtype=dims.kv_dtype, dims=chunk)
+            for n in present_names(dims.num_layers)
         ),
     )
 

@@ -132,17 +132,50 @@ def pack(users: Sequence[UserSuffix], *, user_emb: int, hidden_dim: int) -> Pack
             emb_index.append(len(token_ids) - 1)
         user_lens.append(len(token_ids) - user_start)
     row_index_BR, flat_index_S = _rows(user_lens)
+    # One conversion for all: each of its rows is dense.
+    per_token_4S = np.array([token_ids, positions, segment_ids, prompt_index], dtype=np.int64)
     return PackedSuffix(
-        token_ids_S=_int64(token_ids),
-        positions_S=_int64(positions),
-        segment_ids_S=_int64(segment_ids),
-        prompt_index_S=_int64(prompt_index),
+        token_ids_S=per_token_4S[0],
+        positions_S=per_token_4S[1],
+        segment_ids_S=per_token_4S[2],
+        prompt_index_S=per_token_4S[3],
         prompt_rows_KD=prompts.rows_KD(hidden_dim),
         row_index_BR=row_index_BR,
         flat_index_S=flat_index_S,
         emb_index_Q=_int64(emb_index),
         prefix_len_B=_int64([user.prefix_len for user in users]),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class PartialSuffix:
+    """Some users of a step as a step of its own, and which of the whole step's queries it has."""
+
+    packed: PackedSuffix
+    queries_Q: IntArray
+
+
+def part_of(packed: PackedSuffix, users: Sequence[int]) -> PartialSuffix:
+    """The step of the chosen users, in that order; segment ids and prompt rows stay as they are."""
+    rows = packed.row_index_BR[list(users)]
+    tokens_S = rows[rows != ROW_PADDING]
+    place_of = np.full(len(packed.token_ids_S), ROW_PADDING, dtype=np.int64)
+    place_of[tokens_S] = np.arange(len(tokens_S))
+    places_Q = place_of[packed.emb_index_Q]
+    queries_Q = np.flatnonzero(places_Q != ROW_PADDING)
+    row_index_BR, flat_index_S = _rows((rows != ROW_PADDING).sum(1).tolist())
+    part = PackedSuffix(
+        token_ids_S=packed.token_ids_S[tokens_S],
+        positions_S=packed.positions_S[tokens_S],
+        segment_ids_S=packed.segment_ids_S[tokens_S],
+        prompt_index_S=packed.prompt_index_S[tokens_S],
+        prompt_rows_KD=packed.prompt_rows_KD,
+        row_index_BR=row_index_BR,
+        flat_index_S=flat_index_S,
+        emb_index_Q=places_Q[queries_Q],
+        prefix_len_B=packed.prefix_len_B[list(users)],
+    )
+    return PartialSuffix(part, queries_Q)
 
 
 class PromptTable:

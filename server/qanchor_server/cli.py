@@ -40,6 +40,12 @@ def add_parser(subparsers: Any) -> None:
         help="memory for encoded users; more keeps more users warm, evicted ones are encoded "
         f"again from the store (default {defaults.kv_pool_bytes})",
     )
+    parser.add_argument(
+        "--engine",
+        choices=("cpu", "cuda", "tensorrt"),
+        help="what runs the graphs; cuda and tensorrt need an NVIDIA GPU, tensorrt also "
+        f"--set plans_dir=DIR (default {defaults.engine})",
+    )
     config.add_set_argument(parser, "--set max_queue=256 (all: server/qanchor_server/config.py)")
     parser.add_argument("--port-file", type=Path, help="file that gets the bound port when ready")
     parser.set_defaults(run=run)
@@ -65,7 +71,7 @@ def settings_of(args: argparse.Namespace) -> ServerConfig:
     settings = config.load(ServerConfig, args.config) if args.config else ServerConfig()
     flags = {
         name: getattr(args, name)
-        for name in ("address", "data_dir", "kv_pool_bytes")
+        for name in ("address", "data_dir", "kv_pool_bytes", "engine")
         if getattr(args, name) is not None
     }
     assignments = [f"{name}={value}" for name, value in flags.items()]

@@ -1,5 +1,8 @@
 """Settings of a server process. Must not know grpc or an engine."""
 
+from typing import Literal
+
+from qanchor.bundle.buckets import BucketLimits
 from qanchor.config import Config
 from qanchor.errors import ConfigError
 
@@ -12,12 +15,24 @@ class ServerConfig(Config, frozen=True, kw_only=True):
     trusted network or put a TLS proxy in front."""
     data_dir: str = "qanchor-data"
     """Directory of the profile store; created when missing, used by one server at a time."""
-    execution_provider: str = "CPUExecutionProvider"
-    """ONNX Runtime execution provider that runs the graphs."""
+    engine: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    """What runs the graphs: ONNX Runtime on the CPU, ONNX Runtime on an NVIDIA GPU (qanchor[gpu]),
+    or TensorRT with plan files of `qanchor export --target tensorrt` (qanchor[tensorrt])."""
     intra_op_threads: int = 0
-    """Threads of one graph operator; 0: as many as physical cores."""
+    """engine=cpu: threads of one graph operator; 0: as many as physical cores."""
     allow_spinning: bool = False
-    """Let idle ONNX Runtime threads spin: a little lower latency for whole cores of idle load."""
+    """engine=cpu: let idle ONNX Runtime threads spin: a little lower latency for whole cores of
+    idle load."""
+    device_id: int = 0
+    """Number of the GPU."""
+    cuda_graphs: bool = True
+    """Capture one CUDA graph per bucket: launches alone cost more than a small model's work. Each
+    bucket's first step takes some runs longer; those of one user are captured at start."""
+    gpu_arena_bytes: int = 0
+    """engine=cuda: most bytes ONNX Runtime takes per graph, weights included; 0: no bound. What
+    kv_pool_bytes, weights and arenas leave is free."""
+    plans_dir: str = ""
+    """engine=tensorrt: directory of plan sets; the one of this GPU, TensorRT and bundle is run."""
     kv_pool_bytes: int = 2 << 30
     """Most bytes of prefix keys and values held. More users stay encoded with more."""
     slab_ladder: tuple[int, ...] = (128, 256, 384, 512, 768, 1024, 1536, 2048)
@@ -31,7 +46,7 @@ class ServerConfig(Config, frozen=True, kw_only=True):
     max_step_tokens: int = 512
     """Most packed suffix tokens of one suffix step; at least the model's max_query_len."""
     max_step_users: int = 16
-    """Most users in one suffix step; several cost a copy of their keys and values."""
+    """Most users in one suffix step; on CPUs users of few tokens cost a copy of keys and values."""
     max_suffix_run: int = 8
     """Suffix steps in a row while a prefill waits; then one prefill step runs."""
     max_queue: int = 1024
@@ -65,13 +80,35 @@ class ServerConfig(Config, frozen=True, kw_only=True):
         for name in positive:
             if getattr(self, name) < 1:
                 raise ConfigError(name, getattr(self, name), "must be at least 1", "raise it")
-        for name in ("intra_op_threads", "grace_seconds", "clock_skew_seconds"):
+        not_negative = (
+            "intra_op_threads", "device_id", "gpu_arena_bytes", "grace_seconds",
+            "clock_skew_seconds",
+        )  # fmt: skip
+        for name in not_negative:
             if getattr(self, name) < 0:
                 raise ConfigError(name, getattr(self, name), "must not be negative", "use 0")
         if any(step < 1 for step in self.slab_ladder):
             raise ConfigError(
                 "slab_ladder", self.slab_ladder, "lengths must be at least 1", "remove it"
             )
+
+        if self.engine == "tensorrt" and not self.plans_dir:
+            raise ConfigError(
+                "plans_dir",
+                self.plans_dir,
+                "engine=tensorrt runs plan files",
+                "build them with `qanchor export BUNDLE PLANS --target tensorrt`",
+            )
+
+    def bucket_limits(self) -> BucketLimits:
+        """What the buckets of a GPU engine must hold."""
+        return BucketLimits(
+            max_step_users=self.max_step_users,
+            max_step_tokens=self.max_step_tokens,
+            chunk_len=self.chunk_len,
+            max_event_tokens_per_step=self.max_event_tokens_per_step,
+            slab_ladder=self.slab_ladder,
+        )
 
 
 def slab_capacities(ladder: tuple[int, ...], max_prefix_len: int) -> tuple[int, ...]:

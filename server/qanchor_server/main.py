@@ -176,21 +176,18 @@ async def run(
 
 
 def serve(bundle_dir: Path, config: ServerConfig, *, port_file: Path | None = None) -> int:
-    """Open a bundle and serve it with ONNX Runtime; returns the exit code.
+    """Open a bundle and serve it with the engine of the settings; returns the exit code.
 
     Raises BundleError, ConfigError, StoreError.
     """
     # Only here: the rest of the server also runs with another engine and without ONNX Runtime.
-    from qanchor_server.engine.ort import OrtEngine, OrtOptions
+    from qanchor_server.engine.choice import open_engine
 
     bundle = open_bundle(bundle_dir)
     log.info("settings: %s", to_json(config).decode())
-    options = OrtOptions(
-        execution_provider=config.execution_provider,
-        intra_op_threads=config.intra_op_threads,
-        allow_spinning=config.allow_spinning,
+    return asyncio.run(
+        run(config, bundle, lambda: open_engine(bundle, config), port_file=port_file)
     )
-    return asyncio.run(run(config, bundle, lambda: OrtEngine(bundle, options), port_file=port_file))
 
 
 def _make_core(config: ServerConfig, bundle: Bundle, now_s: Callable[[], float]) -> Core:

@@ -1,9 +1,9 @@
-"""The bundle's graphs on ONNX Runtime, with every slot's tensors bound once.
+"""The bundle's graphs on ONNX Runtime's CPU provider, with every slot's tensors bound once.
 
 A slot is one contiguous array of keys and values. Its per-layer views are bound when the slot is
 made; a step binds only its token inputs. One user: the graph reads the slot where it lies.
-Several users: their slots are copied into a padded working array first. Keys and values live in
-host memory; with another execution provider than the CPU's, ONNX Runtime copies them per step.
+Several users: those with many tokens run one after the other, as one would; the slots of the others
+are copied into a padded working array first.
 
 Must not know scheduling or profiles. Call from the worker thread only.
 
@@ -11,8 +11,7 @@ Legend: L layers, 2 key and value, B users, G KV heads, C prefix_capacity, K hea
 T chunk length, Q queries, Z embedding_dim.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,22 +20,21 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from qanchor.bundle.manifest import EVENT_ENCODER, PREFIX, SUFFIX, past_names, present_names
-from qanchor.bundle.packing import PackedSuffix
+from qanchor.bundle.packing import ROW_PADDING, PackedSuffix, part_of
 from qanchor.bundle.reader import Bundle
-from qanchor.config import nearest
-from qanchor.errors import BundleError, ConfigError
+from qanchor.bundle.slot import KvArray, element_type, storage_dtype, zero_slot
 from qanchor_server.engine import FloatArray, IntArray, PrefixChunk
-from qanchor_server.failures import Retryable
+from qanchor_server.engine.ort_session import memory_is_retryable, open_session
 
-_CPU = "CPUExecutionProvider"
-_OUT_OF_MEMORY = ("failed to allocate", "bad_alloc", "out of memory")
+_TOKENS_ALONE = 128
+"""From so many suffix tokens a user is run alone: products are at their full rate then, and a joint
+step's copies and padding cost more than they save (docs/log.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrtOptions:
     """How sessions are made; see ServerConfig for the trade-offs."""
 
-    execution_provider: str = _CPU
     intra_op_threads: int = 0
     allow_spinning: bool = False
 
@@ -45,7 +43,7 @@ class OrtOptions:
 class OrtSlot:
     """One user's keys and values and the bindings that read them."""
 
-    kv_L2GCK: FloatArray
+    kv_L2GCK: KvArray
     prefix: Any
     """IOBinding of the prefix graph, past bound."""
     suffix: Any
@@ -59,7 +57,7 @@ class OrtEngine:
         """Open the three graphs.
 
         Raises BundleError when a graph is of another export or takes other tensors than the
-        manifest says, ConfigError for an execution provider this installation lacks.
+        manifest says.
         """
         self._bundle = bundle
         self._dims = bundle.manifest.dims
@@ -69,26 +67,28 @@ class OrtEngine:
         self._prefix = self._open(PREFIX, options)
         self._suffix = self._open(SUFFIX, options)
         self._empty_past = self._prefix.io_binding()
-        self._bind_past(self._empty_past, self._zeros_L2BGCK(1, 1))
-        self._present = self._zeros_L2BGCK(1, 0)
+        self._bind_past(self._empty_past, zero_slot(self._dims, 1)[:, :, None])
+        self._present = zero_slot(self._dims, 0)
         self._present_values: list[Any] = []
-        self._staging = np.zeros(0, dtype=np.float32)
+        self._staging = np.zeros(0, dtype=storage_dtype(self._dims.kv_dtype))
 
     def encode_events(self, token_ids_NT: IntArray) -> FloatArray:
         """Event vectors [N, event_dim]. Raises Retryable when out of memory."""
-        with _memory_is_retryable():
+        with memory_is_retryable():
             (vectors_NE,) = self._event_encoder.run(None, {"event_token_ids": token_ids_NT})
         found: FloatArray = vectors_NE
         return found
 
     def allocate_slot(self, capacity: int) -> OrtSlot:
         """A zeroed slot for `capacity` positions. Raises Retryable when out of memory."""
-        with _memory_is_retryable():
-            kv_L2BGCK = self._zeros_L2BGCK(1, capacity)
+        with memory_is_retryable():
+            # Zeros, not whatever lies there: a masked NaN is still a NaN after the product with 0.
+            kv_L2GCK = zero_slot(self._dims, capacity)
+            kv_L2BGCK = kv_L2GCK[:, :, None]
             prefix, suffix = self._prefix.io_binding(), self._suffix.io_binding()
             self._bind_past(prefix, kv_L2BGCK)
             self._bind_past(suffix, kv_L2BGCK)
-        return OrtSlot(kv_L2BGCK[:, :, 0], prefix, suffix)
+        return OrtSlot(kv_L2GCK, prefix, suffix)
 
     def clear_slot(self, slot: OrtSlot) -> None:
         """Overwrite the slot and the engine's working copies with zeros."""
@@ -112,80 +112,60 @@ class OrtEngine:
             "slot_vectors": chunk.vectors_CE,
             "past_len": np.array([chunk.start], dtype=np.int64),
         }
-        with _memory_is_retryable():
+        with memory_is_retryable():
             self._fit_present(chunk_len)
             for name, value in zip(self._present_names, self._present_values, strict=True):
                 binding.bind_ortvalue_output(name, value)
             _run(self._prefix, binding, inputs)
         stop = chunk.start + chunk_len
-        slot.kv_L2GCK[:, :, :, chunk.start : stop] = self._present[:, :, 0]
+        slot.kv_L2GCK[:, :, :, chunk.start : stop] = self._present
 
     def suffix(self, packed: PackedSuffix, slots: Sequence[OrtSlot]) -> FloatArray:
         """L2-normalised embeddings [Q, Z] over the slots. Raises Retryable when out of memory."""
-        with _memory_is_retryable():
-            binding = slots[0].suffix if len(slots) == 1 else self._stage(slots)
-            binding.bind_output("embeddings", "cpu")
-            _run(self._suffix, binding, packed.inputs())
-            embeddings_QZ: FloatArray = binding.copy_outputs_to_cpu()[0]
+        with memory_is_retryable():
+            if len(slots) == 1:
+                return self._run_suffix(packed, slots[0].suffix)
+            embeddings_QZ = np.empty(
+                (len(packed.emb_index_Q), self._dims.embedding_dim), dtype=np.float32
+            )
+            for users in _groups(packed):
+                part = part_of(packed, users)
+                chosen = [slots[user] for user in users]
+                binding = chosen[0].suffix if len(chosen) == 1 else self._stage(chosen)
+                embeddings_QZ[part.queries_Q] = self._run_suffix(part.packed, binding)
+        return embeddings_QZ
+
+    def _run_suffix(self, packed: PackedSuffix, binding: Any) -> FloatArray:
+        binding.bind_output("embeddings", "cpu")
+        _run(self._suffix, binding, packed.inputs())
+        embeddings_QZ: FloatArray = binding.copy_outputs_to_cpu()[0]
         return embeddings_QZ
 
     def _open(self, graph: str, options: OrtOptions) -> Any:
-        available = ort.get_available_providers()
-        if options.execution_provider not in available:
-            raise ConfigError(
-                "execution_provider",
-                options.execution_provider,
-                "not in this ONNX Runtime installation",
-                nearest(options.execution_provider, available),
-            )
         session_options = ort.SessionOptions()
         session_options.intra_op_num_threads = options.intra_op_threads
         session_options.inter_op_num_threads = 1
         spinning = "1" if options.allow_spinning else "0"
         session_options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
-        session_options.log_severity_level = 3
-        spec = self._bundle.manifest.graphs[graph]
-        # Opened by path: ONNX Runtime then maps the weights file instead of reading it.
-        session = ort.InferenceSession(
-            str(self._bundle.path / spec.file),
-            session_options,
-            providers=list(dict.fromkeys((options.execution_provider, _CPU))),
-        )
-        self._check(session, graph)
-        return session
+        return open_session(self._bundle, graph, session_options)
 
-    def _check(self, session: Any, graph: str) -> None:
-        manifest = self._bundle.manifest
-        spec = manifest.graphs[graph]
-        self._bundle.check_export_id(graph, session.get_modelmeta().custom_metadata_map)
-        for what, found, wanted in (
-            ("inputs", session.get_inputs(), spec.inputs),
-            ("outputs", session.get_outputs(), spec.outputs),
-        ):
-            names = {tensor.name for tensor in found}
-            missing = {tensor.name for tensor in wanted} ^ names
-            if missing:
-                raise BundleError(
-                    f"{self._bundle.path / spec.file}: {what} differ from the manifest's in "
-                    f"{', '.join(sorted(missing))}; export again"
-                )
-
-    def _zeros_L2BGCK(self, batch: int, capacity: int) -> FloatArray:
-        # Zeros, not whatever lies there: a masked NaN is still a NaN after the product with 0.
-        return np.zeros(self._kv_shape(batch, capacity), dtype=np.float32)
-
-    def _kv_shape(self, batch: int, capacity: int) -> tuple[int, ...]:
-        dims = self._dims
-        return (dims.num_layers, 2, batch, dims.num_kv_heads, capacity, dims.head_dim)
-
-    def _bind_past(self, binding: Any, kv_L2BGCK: FloatArray) -> None:
-        for name, value in zip(self._past_names, _layer_values(kv_L2BGCK), strict=True):
+    def _bind_past(self, binding: Any, kv_L2BGCK: KvArray) -> None:
+        for name, value in zip(self._past_names, self._layer_values(kv_L2BGCK), strict=True):
             binding.bind_ortvalue_input(name, value)
 
     def _fit_present(self, chunk_len: int) -> None:
-        if self._present.shape[4] != chunk_len:
-            self._present = self._zeros_L2BGCK(1, chunk_len)
-            self._present_values = _layer_values(self._present)
+        if self._present.shape[3] != chunk_len:
+            self._present = zero_slot(self._dims, chunk_len)
+            self._present_values = self._layer_values(self._present[:, :, None])
+
+    def _layer_values(self, kv_L2BGCK: KvArray) -> list[Any]:
+        """Key and value of each layer as OrtValues that share the array's memory."""
+        onnx_type = element_type(self._dims.kv_dtype)
+        return [
+            ort.OrtValue.ortvalue_from_numpy_with_onnx_type(kv_L2BGCK[layer, part], onnx_type)
+            for layer in range(kv_L2BGCK.shape[0])
+            for part in range(2)
+        ]
 
     def _stage(self, slots: Sequence[OrtSlot]) -> Any:
         """Copy several slots side by side and bind them; columns beyond a slot keep old numbers.
@@ -193,10 +173,11 @@ class OrtEngine:
         Those are finite and masked by prefix_len.
         """
         capacity = max(slot.kv_L2GCK.shape[3] for slot in slots)
-        shape = self._kv_shape(len(slots), capacity)
+        dims = self._dims
+        shape = (dims.num_layers, 2, len(slots), dims.num_kv_heads, capacity, dims.head_dim)
         size = int(np.prod(shape))
         if self._staging.size < size:
-            self._staging = np.zeros(size, dtype=np.float32)
+            self._staging = np.zeros(size, dtype=self._staging.dtype)
         kv_L2BGCK = self._staging[:size].reshape(shape)
         for user, slot in enumerate(slots):
             kv_L2BGCK[:, :, user, :, : slot.kv_L2GCK.shape[3]] = slot.kv_L2GCK
@@ -205,30 +186,16 @@ class OrtEngine:
         return binding
 
 
-def _layer_values(kv_L2BGCK: FloatArray) -> list[Any]:
-    """Key and value of each layer as OrtValues that share the array's memory."""
-    return [
-        ort.OrtValue.ortvalue_from_numpy(kv_L2BGCK[layer, part])
-        for layer in range(kv_L2BGCK.shape[0])
-        for part in range(2)
-    ]
+def _groups(packed: PackedSuffix) -> list[list[int]]:
+    """Users by run: those with many tokens one by one, the others together."""
+    num_tokens = (packed.row_index_BR != ROW_PADDING).sum(1).tolist()
+    alone = [user for user, count in enumerate(num_tokens) if count >= _TOKENS_ALONE]
+    together = [user for user, count in enumerate(num_tokens) if count < _TOKENS_ALONE]
+    groups = [[user] for user in alone]
+    return [*groups, together] if together else groups
 
 
 def _run(session: Any, binding: Any, inputs: dict[str, npt.NDArray[Any]]) -> None:
     for name, array in inputs.items():
         binding.bind_cpu_input(name, array)
     session.run_with_iobinding(binding)
-
-
-@contextmanager
-def _memory_is_retryable() -> Iterator[None]:
-    """Turn a failed allocation into Retryable: the step can be rolled back and tried later."""
-    try:
-        yield
-    except MemoryError as error:
-        raise Retryable(f"out of memory: {error}") from error
-    except Exception as error:
-        # ONNX Runtime has one exception class for all that goes wrong while a graph runs.
-        if any(words in str(error).lower() for words in _OUT_OF_MEMORY):
-            raise Retryable(f"out of memory: {error}") from error
-        raise

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from qanchor.bundle.manifest import MANIFEST_FILE
@@ -16,6 +17,7 @@ from qanchor.config import ModalitySpec, ProfileSchema
 from qanchor.data.profile import Event, Profile
 from qanchor.errors import BundleError, ConfigError
 from qanchor_server.config import ServerConfig
+from qanchor_server.engine.choice import open_engine
 from qanchor_server.engine.ort import OrtEngine, OrtOptions
 from qanchor_server.main import Server
 from qanchor_server.parity import check_parity
@@ -125,9 +127,11 @@ def test_graphs_of_another_export_refuse_to_load(bundle_dir, tmp_path):
         OrtEngine(open_bundle(altered), OrtOptions())
 
 
-def test_an_execution_provider_that_is_not_there_is_named(bundle):
-    with pytest.raises(ConfigError, match="CPUExecutionProvider"):
-        OrtEngine(bundle, OrtOptions(execution_provider="CPUExecutionProvidr"))
+def test_an_engine_that_is_not_installed_is_named(bundle):
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has the CUDA execution provider")
+    with pytest.raises(ConfigError, match=r"qanchor\[gpu\]"):
+        open_engine(bundle, ServerConfig(engine="cuda"))
 
 
 def profile(number: int) -> Profile:

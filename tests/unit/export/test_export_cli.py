@@ -12,6 +12,7 @@ from bench.machine import Rates
 from bench.suffix_step import Workload, agreement, step_floor
 from qanchor.bundle.manifest import ModelDims
 from qanchor.bundle.reader import open_bundle
+from qanchor.bundle.tolerance import EXACT
 from qanchor.errors import QAnchorError
 from qanchor_export.cli import add_parser
 from qanchor_export.verify import Check
@@ -53,7 +54,7 @@ def test_a_random_bundle_says_so_and_verifies(
 def test_verify_fails_where_torch_said_something_else(
     random_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wrong = [Check("torch at export = ONNX Runtime", 3, 2e-4, 1e-5)]
+    wrong = [Check("torch at export = ONNX Runtime", 3, 2e-4, 1e-5, 1.0, EXACT)]
     monkeypatch.setattr("qanchor_export.verify.verify", lambda *_, **__: wrong)
     assert run_verb("verify", str(random_bundle)) == 1
     out = capsys.readouterr().out
@@ -86,7 +87,9 @@ def test_the_suffix_bench_runs_and_checks_its_answers(
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     result = json.loads((tmp_path / last["result"]).read_text())
     assert result["correctness"]["is_ok"]
-    assert set(result["median_ms"]) == set(suffix_step.TITLES)
+    assert set(result["median_ms"]) >= set(suffix_step.TITLES)
+    assert result["correctness"]["roads"]["int8"]["mean_cosine"] >= 0.995
+    assert result["ratios"]["int8_prefix_1024_over_128"] > 0
     assert len(result["seconds"]["packed"]) == 5
     assert result["environment"]["threads"] == 1
 
@@ -104,6 +107,18 @@ def test_the_floor_counts_products_by_hand() -> None:
     assert floor.flops == 240
     assert floor.num_bytes == 4 * 88 + 3 * 2 * 4 * 4
     assert floor.seconds == 1
+
+
+def test_the_int8_floor_has_two_rates_and_one_byte_per_weight() -> None:
+    """As above: 176 FLOPs of weights at 352 a second and 64 of attention at 640."""
+    dims = ModelDims(
+        num_layers=1, hidden_dim=4, num_heads=1, num_kv_heads=1, head_dim=4, intermediate_dim=2,
+        event_dim=4, embedding_dim=2,
+    )  # fmt: skip
+    floor = step_floor(dims, Workload(3, 1, 1), Rates(640.0, 1, 1, 1e9, 352.0), "int8")
+    assert floor.flops == 240
+    assert floor.num_bytes == 88 + 3 * 2 * 4 * 4
+    assert floor.seconds == pytest.approx(0.5 + 0.1)
 
 
 def test_disagreeing_roads_are_not_ok() -> None:
