@@ -80,7 +80,8 @@ def test_prefill_into_a_slot_full_of_garbage_changes_nothing(
 
 
 def test_a_user_without_events_has_an_embedding(runner: BundleRunner, source: ExportSource) -> None:
-    nobody = RenderedProfile(tuple(() for _ in source.schema.modalities))
+    nothing = tuple(() for _ in source.schema.modalities)
+    nobody = RenderedProfile(nothing, nothing)
     queries = [make_query(source, text) for text in SAMPLE_QUERIES]
     found = runner.suffix([(runner.encode_prefix(nobody), queries)])
     hold(compare("no events", found, anchor_embeddings(source, nobody, queries)))

@@ -14,6 +14,7 @@ from qanchor.checkpoint import checkpoint_id, load_checkpoint
 from qanchor.cli import main
 from qanchor.config import Scenario
 from qanchor.data.dataset import open_dataset
+from qanchor.data.measures import NUM_MEASURES
 from qanchor.eval.results import Evaluation
 
 FEW = ["--set", "num_draws=20", "--set", "plot_users=20", "--set", "attention_users=4"]
@@ -85,7 +86,10 @@ def test_every_method_is_judged_on_every_scenario(
     assert by_name["twin"].average_auc == by_name["Q-Anchor"].average_auc
     assert by_name["prompt-tuned"].scenarios[1] == by_name["Q-Anchor"].scenarios[1]
     num_modalities = len(open_dataset(wallet).schema.modalities)
-    assert by_name["mean event vectors by modality"].num_features == 16 * num_modalities
+    assert (
+        by_name["mean event vectors by modality"].num_features
+        == (16 + NUM_MEASURES) * num_modalities
+    )
     pairs = {(one.method, one.over) for one in result.differences}
     assert ("prompt-tuned", "Q-Anchor") in pairs
     assert ("Q-Anchor", "hand-made, gradient boosting") in pairs
