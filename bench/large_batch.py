@@ -114,9 +114,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--users", type=int, default=4500, help="simulated, all splits together")
     parser.add_argument("--settings", default="32:0,256:0,256:32,2048:32")
-    parser.add_argument(
-        "--steps", type=int, default=5, help="after one to warm up; the median is shown"
-    )
+    parser.add_argument("--steps", type=int, default=5, help="after a warm-up; median shown")
     parser.add_argument("--out", type=Path, help="where the JSON goes besides stdout")
     parser.add_argument("--one", nargs=2, metavar=("DIR", "SETTING"), help=argparse.SUPPRESS)
     args = parser.parse_args()
