@@ -20,6 +20,7 @@ from qanchor.client.values import (
     PutResult,
     ScenarioInfo,
     ServerInfo,
+    TierUse,
 )
 
 __all__ = [
@@ -37,4 +38,5 @@ __all__ = [
     "PutResult",
     "ScenarioInfo",
     "ServerInfo",
+    "TierUse",
 ]

@@ -128,9 +128,11 @@ class AsyncClient:
             await self._call(self._profiles.AppendEvents, request, timeout)
         )
 
-    async def warm_profile(self, user_id: str, *, timeout: float | None = None) -> Provenance:
-        """Encode a user's prefix now. Raises ClientError."""
-        request = profile_pb2.WarmProfileRequest(user_id=user_id)
+    async def warm_profile(
+        self, user_id: str, *, pin_seconds: int = 0, timeout: float | None = None
+    ) -> Provenance:
+        """Bring a prefix to the device now, for `pin_seconds` at least. Raises ClientError."""
+        request = profile_pb2.WarmProfileRequest(user_id=user_id, pin_seconds=pin_seconds)
         response = await self._call(self._profiles.WarmProfile, request, timeout)
         return messages.provenance(response.provenance)
 

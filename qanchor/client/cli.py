@@ -106,10 +106,18 @@ def add_parser(subparsers: Any) -> None:
         parser.add_argument("file", nargs="?", type=Path, help="JSON file; absent: stdin")
     for name, text, act in (
         ("state", "what is stored and whether it is encoded", _state),
-        ("warm", "encode the prefix now, so that the next query is quick", _warm),
         ("delete", "delete the user everywhere", _delete),
     ):
         _user(_verb(actions, name, text, text, act))
+    text = "bring the prefix to the device now, so that the next query is quick"
+    warm = _verb(actions, "warm", text, text, _warm)
+    _user(warm)
+    warm.add_argument(
+        "--pin-seconds",
+        type=int,
+        default=0,
+        help="keep it there so long; other users are evicted in its place (default 0)",
+    )
     _verb(subparsers, "scenarios", "list a server's scenarios", "List them.", _scenarios)
 
 
@@ -190,7 +198,7 @@ def _state(client: "Client", args: argparse.Namespace) -> Any:
 
 
 def _warm(client: "Client", args: argparse.Namespace) -> Any:
-    return _plain(client.warm_profile(args.user))
+    return _plain(client.warm_profile(args.user, pin_seconds=args.pin_seconds))
 
 
 def _delete(client: "Client", args: argparse.Namespace) -> Any:

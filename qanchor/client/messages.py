@@ -18,6 +18,7 @@ from qanchor.client.values import (
     PutResult,
     ScenarioInfo,
     ServerInfo,
+    TierUse,
 )
 from qanchor.config import nearest
 from qanchor.data.profile import Event, Profile
@@ -193,9 +194,17 @@ def server_info(response: server_info_pb2.GetServerInfoResponse) -> ServerInfo:
             for modality in response.modalities
             if modality.kind == server_info_pb2.MODALITY_KIND_EVENTS
         ),
-        pool_budget_bytes=response.pool.budget_bytes,
-        pool_used_bytes=response.pool.used_bytes,
-        pool_num_users=response.pool.num_users,
+        tiers={
+            CacheState(use.tier): TierUse(
+                budget_bytes=use.budget_bytes,
+                used_bytes=use.used_bytes,
+                num_users=use.num_users,
+                num_hits=use.num_hits,
+                num_evicted=use.num_evicted,
+                num_failed=use.num_failed,
+            )
+            for use in response.tiers
+        },
         counters={
             field.name: getattr(counters, field.name) for field in counters.DESCRIPTOR.fields
         },

@@ -25,7 +25,7 @@ from qanchor.bundle.packing import PackedSuffix
 from qanchor.bundle.reader import Bundle
 from qanchor.config import nearest
 from qanchor.errors import BundleError, ConfigError
-from qanchor_server.engine import FloatArray, IntArray, PrefixChunk
+from qanchor_server.engine import ByteArray, FloatArray, IntArray, PrefixChunk
 from qanchor_server.failures import Retryable
 
 _CPU = "CPUExecutionProvider"
@@ -100,6 +100,26 @@ class OrtEngine:
         """Let go of the slot's bindings; its memory goes with the last reference."""
         slot.prefix.clear_binding_inputs()
         slot.suffix.clear_binding_inputs()
+
+    @property
+    def slot_layout(self) -> str:
+        """Element type and dimensions of a slot's numbers."""
+        dims = self._dims
+        return f"float32 [{dims.num_layers}, 2, {dims.num_kv_heads}, tokens, {dims.head_dim}]"
+
+    def host_arena(self, num_bytes: int) -> ByteArray:
+        """Uninitialised memory [num_bytes]; the system gives pages as they are written."""
+        return np.empty(num_bytes, dtype=np.uint8)
+
+    def export_slot(self, slot: OrtSlot, num_tokens: int, out: ByteArray) -> None:
+        """Copy the slot's first positions into `out`, dense; one strided copy."""
+        kept = slot.kv_L2GCK[:, :, :, :num_tokens]
+        np.copyto(out.view(kept.dtype).reshape(kept.shape), kept)
+
+    def import_slot(self, slot: OrtSlot, num_tokens: int, source: ByteArray) -> None:
+        """Copy an export back into the slot's first positions; one strided copy."""
+        kept = slot.kv_L2GCK[:, :, :, :num_tokens]
+        np.copyto(kept, source.view(kept.dtype).reshape(kept.shape))
 
     def prefill(self, slot: OrtSlot, chunk: PrefixChunk) -> None:
         """Write keys and values of a chunk into the slot. Raises Retryable when out of memory."""

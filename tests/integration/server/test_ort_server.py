@@ -184,5 +184,6 @@ async def _compare_alone_and_crowded(client: AsyncClient) -> None:
             user = reply.request_id.partition("/")[0]
             assert np.abs(reply.unwrap().vectors - alone[user]).max() < TOLERANCE
     info = await client.server_info()
-    assert info.counters["num_evicted"] > 0
-    assert info.pool_used_bytes <= info.pool_budget_bytes
+    device = info.tiers[CacheState.DEVICE]
+    assert device.num_evicted > 0
+    assert device.used_bytes <= device.budget_bytes

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from qanchor_server.kv_pool import KvPool, PrefixRef, check_invariants
+from qanchor_server.kv_tiers import KvTiers, TierBudgets
 from qanchor_server.scheduler import Scheduler, SchedulerLimits
 from qanchor_server.steps import Job, Plan, PrefillStep, SuffixStep
 
@@ -20,6 +21,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.pool = KvPool(budget_bytes=20, bytes_per_token=1, capacities=(10,))
         self.scheduler = Scheduler(
             self.pool,
+            KvTiers(TierBudgets(host_bytes=0, disk_bytes=0, bytes_per_token=1)),
             SchedulerLimits(
                 max_step_tokens=MAX_STEP_TOKENS,
                 max_step_users=MAX_STEP_USERS,
