@@ -27,7 +27,8 @@ class _Waiting:
     arrival_s: float
     want: Want
     found: Found
-    read_since_s: float = 0.0
+    read_since_s: float | None = None
+    """First time it was seen being read."""
 
 
 class PrefixQueue:
@@ -40,8 +41,8 @@ class PrefixQueue:
         self._max_read_s = max_read_s
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
         self._seconds_per_token = 0.0
-        self._now_s = 0.0
         self._last_read_s = 0.0
+        self._has_read_ended = False
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -60,11 +61,15 @@ class PrefixQueue:
             self._tiers.leave(user_id)
 
     def advance(self, now_s: float) -> None:
-        """Set the time; start reads that had no room, give up reads that take too long."""
-        self._now_s = now_s
+        """Give up reads that take too long, start those that had no room."""
+        if self._has_read_ended:
+            self._last_read_s, self._has_read_ended = now_s, False
         for waiting in self._waiting.values():
-            since_s = max(waiting.read_since_s, self._last_read_s)
-            if waiting.want is Want.READING and now_s - since_s > self._max_read_s:
+            if waiting.want is not Want.READING:
+                continue
+            if waiting.read_since_s is None:
+                waiting.read_since_s = now_s
+            if now_s - max(waiting.read_since_s, self._last_read_s) > self._max_read_s:
                 self._tiers.rest_disk()
                 self._encode(waiting)
         for waiting in self._waiting.values():
@@ -75,7 +80,7 @@ class PrefixQueue:
 
     def read_ended(self, user_id: str, digest: str, is_ok: bool) -> None:
         """A read into host memory ended; ignored when nobody waits for it any more."""
-        self._last_read_s = self._now_s
+        self._has_read_ended = True
         waiting = self._waiting.get(user_id)
         if waiting is None or waiting.want is not Want.READING:
             return
@@ -120,7 +125,6 @@ class PrefixQueue:
 
     def _try(self, waiting: _Waiting) -> None:
         waiting.want = self._tiers.want(waiting.prefix)
-        waiting.read_since_s = self._now_s
         if waiting.want is Want.ENCODE:
             waiting.found = Found.ENCODED
 
