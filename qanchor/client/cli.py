@@ -47,6 +47,11 @@ Store, extend, inspect, warm or delete profiles. JSON comes from FILE or stdin:
 
 Times are Unix seconds. What is acknowledged is on disk. An append_id makes a repeat harmless.
 """
+_SCENARIOS_HELP = """\
+  list    what the server knows, with versions (default)
+  reload  have it read its --scenarios file or directory again: all of it, or nothing if anything is
+          wrong. A changed scenario needs a higher version. Requests go on meanwhile.
+"""
 
 
 class EventInput(Config, frozen=True, kw_only=True):
@@ -118,7 +123,14 @@ def add_parser(subparsers: Any) -> None:
         default=0,
         help="keep it there so long; other users are evicted in its place (default 0)",
     )
-    _verb(subparsers, "scenarios", "list a server's scenarios", "List them.", _scenarios)
+    scenarios = _verb(
+        subparsers,
+        "scenarios",
+        "list a server's scenarios, or have it read its scenario files again",
+        _SCENARIOS_HELP,
+        _scenarios,
+    )
+    scenarios.add_argument("action", nargs="?", choices=("list", "reload"), default="list")
 
 
 def _verb(
@@ -206,6 +218,8 @@ def _delete(client: "Client", args: argparse.Namespace) -> Any:
 
 
 def _scenarios(client: "Client", args: argparse.Namespace) -> Any:
+    if args.action == "reload":
+        return asdict(client.reload_scenarios())
     return [asdict(scenario) for scenario in client.list_scenarios()]
 
 

@@ -1,6 +1,6 @@
 """Between the client's values and wire messages. Knows qanchor.v1 messages, but not grpc."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -16,6 +16,7 @@ from qanchor.client.values import (
     ProfileState,
     Provenance,
     PutResult,
+    ReloadResult,
     ScenarioInfo,
     ServerInfo,
     TierUse,
@@ -160,8 +161,8 @@ def profile_state(response: profile_pb2.GetProfileStateResponse) -> ProfileState
     )
 
 
-def scenario_infos(response: scenario_pb2.ListScenariosResponse) -> list[ScenarioInfo]:
-    """All scenarios."""
+def scenario_infos(messages: Iterable[scenario_pb2.Scenario]) -> list[ScenarioInfo]:
+    """Scenarios."""
     return [
         ScenarioInfo(
             name=message.name,
@@ -171,8 +172,17 @@ def scenario_infos(response: scenario_pb2.ListScenariosResponse) -> list[Scenari
             num_prompt_rows=message.num_prompt_rows,
             num_suffix_tokens=message.num_suffix_tokens,
         )
-        for message in response.scenarios
+        for message in messages
     ]
+
+
+def reload_result(response: scenario_pb2.ReloadScenariosResponse) -> ReloadResult:
+    """What a reload changed."""
+    return ReloadResult(
+        changed=tuple(response.changed),
+        removed=tuple(response.removed),
+        scenarios=tuple(scenario_infos(response.scenarios)),
+    )
 
 
 def server_info(response: server_info_pb2.GetServerInfoResponse) -> ServerInfo:

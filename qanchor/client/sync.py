@@ -16,6 +16,7 @@ from qanchor.client.values import (
     ProfileState,
     Provenance,
     PutResult,
+    ReloadResult,
     ScenarioInfo,
     ServerInfo,
 )
@@ -150,7 +151,14 @@ class Client:
     def list_scenarios(self, *, timeout: float | None = None) -> list[ScenarioInfo]:
         """The server's scenarios, by name. Raises ClientError."""
         request = scenario_pb2.ListScenariosRequest()
-        return messages.scenario_infos(self._call(self._scenarios.ListScenarios, request, timeout))
+        response = self._call(self._scenarios.ListScenarios, request, timeout)
+        return messages.scenario_infos(response.scenarios)
+
+    def reload_scenarios(self, *, timeout: float | None = None) -> ReloadResult:
+        """Have the server read its scenario files again, all or none. Raises ClientError."""
+        request = scenario_pb2.ReloadScenariosRequest()
+        response = self._call(self._scenarios.ReloadScenarios, request, timeout)
+        return messages.reload_result(response)
 
     def server_info(self, *, timeout: float | None = None) -> ServerInfo:
         """What the server runs and how it is doing. Raises ClientError."""

@@ -121,6 +121,17 @@ class ScenarioInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReloadResult:
+    """What a reload of the server's scenario files changed."""
+
+    changed: tuple[str, ...]
+    """Names that are new or of a newer version."""
+    removed: tuple[str, ...]
+    scenarios: tuple[ScenarioInfo, ...]
+    """All scenarios now, by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TierUse:
     """Use of one tier of keys and values now, and counts since the server's start."""
 

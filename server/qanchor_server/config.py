@@ -12,6 +12,10 @@ class ServerConfig(Config, frozen=True, kw_only=True):
     trusted network or put a TLS proxy in front."""
     data_dir: str = "qanchor-data"
     """Directory of the profile store; created when missing, used by one server at a time."""
+    scenarios: str = ""
+    """Scenario file, or directory whose *.json are: made with this bundle's checkpoint, their
+    scenarios replace or join the bundle's. Read again on SIGHUP and ReloadScenarios. Empty: none.
+    """
     execution_provider: str = "CPUExecutionProvider"
     """ONNX Runtime execution provider that runs the graphs."""
     intra_op_threads: int = 0

@@ -25,6 +25,7 @@ from qanchor_server.prefix_source import PreparedPrefix
 from qanchor_server.profiles.directory import ProfileDirectory
 from qanchor_server.profiles.store import Append
 from qanchor_server.resolve import Resolver
+from qanchor_server.scenario_catalog import Reloaded, ScenarioCatalog
 from qanchor_server.worker import Worker
 
 
@@ -43,6 +44,7 @@ class Core:
     config: ServerConfig
     bundle: Bundle
     resolver: Resolver
+    catalog: ScenarioCatalog
     admission: Admission
     directory: ProfileDirectory
     worker: Worker[Any]
@@ -95,6 +97,11 @@ class Core:
         check_user_id(user_id)
         prepared = await self.directory.current(user_id)
         return ProfileState(prepared, await self.worker.find(prepared.ref))
+
+    async def reload_scenarios(self) -> Reloaded:
+        """Read the scenario files again. Raises InvalidInput, Unavailable."""
+        self.admission.check_open()
+        return await self.catalog.reload()
 
     async def delete(self, user_id: str) -> bool:
         """Delete a user everywhere; True when a profile was stored.

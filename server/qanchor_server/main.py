@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha import reflection
 from qanchor.bundle.reader import Bundle, open_bundle
 from qanchor.config import to_json
 from qanchor.data.profile import DAY_SECONDS
+from qanchor.errors import QAnchorError
 from qanchor_server.admission import Admission
 from qanchor_server.config import ServerConfig, check_against_model, slab_capacities
 from qanchor_server.core import Core
@@ -36,6 +37,7 @@ from qanchor_server.prefix_encoder import PrefixEncoder
 from qanchor_server.profiles.directory import ProfileDirectory
 from qanchor_server.profiles.store import ProfileStore
 from qanchor_server.resolve import Resolver
+from qanchor_server.scenario_catalog import ScenarioCatalog
 from qanchor_server.scheduler import Scheduler, SchedulerLimits
 from qanchor_server.service import add_services
 from qanchor_server.step_runner import EngineParts, WorkerModel
@@ -113,6 +115,18 @@ class Server:
     def request_stop(self) -> None:
         """Begin the drain."""
         self._stop.set()
+
+    def request_reload(self) -> None:
+        """Begin to read the scenario files again; the outcome is logged."""
+        self._reloading = asyncio.create_task(self._reload())
+
+    async def _reload(self) -> None:
+        try:
+            reloaded = await self.core.reload_scenarios()
+        except QAnchorError as error:
+            log.error("scenarios not reloaded: %s", error)
+            return
+        log.info("scenarios changed: %s, removed: %s", reloaded.changed, reloaded.removed)
 
     async def wait_closed(self) -> int:
         """Wait for the end of the drain; returns the exit code."""
@@ -198,6 +212,7 @@ async def run(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.request_stop)
+    loop.add_signal_handler(signal.SIGHUP, server.request_reload)
     if await server.wait_ready():
         host = config.address.rpartition(":")[0]
         manifest = bundle.manifest
@@ -267,10 +282,13 @@ def _make_core(config: ServerConfig, bundle: Bundle, now_s: Callable[[], float])
         hidden_dim=manifest.dims.hidden_dim,
         embedding_dim=manifest.dims.embedding_dim,
     )
+    resolver = Resolver(bundle, max_cached_queries=config.query_cache)
+    scenarios = Path(config.scenarios) if config.scenarios else None
     return Core(
         config=config,
         bundle=bundle,
-        resolver=Resolver(bundle, max_cached_queries=config.query_cache),
+        resolver=resolver,
+        catalog=ScenarioCatalog(bundle, scenarios, resolver),
         admission=Admission(
             max_queue=config.max_queue, max_queries_per_request=config.max_queries_per_request
         ),

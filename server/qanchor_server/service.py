@@ -203,28 +203,30 @@ class ProfileService(profile_pb2_grpc.ProfileServiceServicer):
 
 
 class ScenarioService(scenario_pb2_grpc.ScenarioServiceServicer):
-    """Lists the bundle's scenarios."""
+    """Lists the scenarios and has their files read again."""
 
     def __init__(self, core: Core) -> None:
-        self._response = scenario_pb2.ListScenariosResponse(
-            scenarios=[
-                scenario_pb2.Scenario(
-                    name=scenario.name,
-                    version=scenario.version,
-                    question=scenario.question,
-                    domain=scenario.domain,
-                    num_prompt_rows=suffix.num_prompt_rows,
-                    num_suffix_tokens=suffix.suffix_len,
-                )
-                for scenario, suffix in core.resolver.scenarios()
-            ]
-        )
+        self._core = core
 
     async def ListScenarios(
         self, request: scenario_pb2.ListScenariosRequest, context: Context
     ) -> scenario_pb2.ListScenariosResponse:
         """All of them, by name."""
-        return self._response
+        return scenario_pb2.ListScenariosResponse(scenarios=wire.scenarios(self._core.resolver))
+
+    async def ReloadScenarios(
+        self, request: scenario_pb2.ReloadScenariosRequest, context: Context
+    ) -> scenario_pb2.ReloadScenariosResponse:
+        """All files or none."""
+        try:
+            reloaded = await self._core.reload_scenarios()
+        except QAnchorError as error:
+            await abort(context, error)
+        return scenario_pb2.ReloadScenariosResponse(
+            changed=reloaded.changed,
+            removed=reloaded.removed,
+            scenarios=wire.scenarios(self._core.resolver),
+        )
 
 
 class ServerInfoService(server_info_pb2_grpc.ServerInfoServiceServicer):

@@ -13,7 +13,7 @@ from qanchor.bundle.manifest import Manifest
 from qanchor.config import ProfileSchema
 from qanchor.data.profile import MAX_TEXT_CHARS, Event, Profile, validate_event
 from qanchor.errors import InvalidInput
-from qanchor.v1 import embedding_pb2, profile_pb2
+from qanchor.v1 import embedding_pb2, profile_pb2, scenario_pb2
 from qanchor_server.answers import Answer
 from qanchor_server.engine import FloatArray
 from qanchor_server.kv_pool import Found, PrefixRef
@@ -56,6 +56,21 @@ def parse_queries(
         resolve = resolver.scenario if kind == "scenario" else resolver.text
         resolved.append(resolve(getattr(query, kind), where))
     return tuple(resolved)
+
+
+def scenarios(resolver: Resolver) -> list[scenario_pb2.Scenario]:
+    """All scenarios the server knows, by name."""
+    return [
+        scenario_pb2.Scenario(
+            name=scenario.name,
+            version=scenario.version,
+            question=scenario.question,
+            domain=scenario.domain,
+            num_prompt_rows=suffix.num_prompt_rows,
+            num_suffix_tokens=suffix.suffix_len,
+        )
+        for scenario, suffix in resolver.scenarios()
+    ]
 
 
 def check_encoding(encoding: int) -> None:

@@ -155,6 +155,7 @@ def fake_bundle(parity_embedding: tuple[float, ...] = (540, 13, 4, 0)) -> Bundle
         format_version=1,
         export_id="fake-export",
         model_id="fake-model",
+        checkpoint_id="fake-checkpoint",
         recipe="fake",
         dims=ModelDims(
             num_layers=1, hidden_dim=3, num_heads=1, num_kv_heads=1, head_dim=1,
