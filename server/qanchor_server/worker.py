@@ -19,7 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Generic
 
 import numpy as np
 
@@ -27,23 +27,16 @@ from qanchor.bundle.packing import SuffixQuery
 from qanchor_server.answers import Answer, Counts, WorkerStats
 from qanchor_server.disk_files import FoundFile
 from qanchor_server.engine import SlotT
-from qanchor_server.failures import (
-    Cancelled,
-    Expired,
-    Fatal,
-    Retryable,
-    Unavailable,
-    UnknownUser,
-    Unserviceable,
-)
+from qanchor_server.failures import Fatal, Retryable, Unavailable
 from qanchor_server.kv_flush import flush_to_disk
 from qanchor_server.kv_mover import KvMover
 from qanchor_server.kv_pool import Found, KvPool, PrefixRef
 from qanchor_server.kv_tiers import Forgetting, KvTiers, Move, TierUse
 from qanchor_server.prefix_source import PreparedPrefix
+from qanchor_server.replies import Caller, Replies
 from qanchor_server.scheduler import Scheduler
 from qanchor_server.step_runner import EngineParts, Rows, StepRunner, WorkerModel
-from qanchor_server.steps import Dropped, Finished, Job, PrefillStep, Reason, RestoreStep, Step
+from qanchor_server.steps import Job, PrefillStep, RestoreStep, Step
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +54,6 @@ class Pace:
     """An idle worker looks for expired keys and values this often; None: never."""
     flush_s: float
     """Most time after a drain to put on disk what only the device holds."""
-
-
-@dataclass(slots=True, eq=False)
-class _Pending:
-    future: "asyncio.Future[Answer]"
-    user_id: str
 
 
 _Command = Callable[[], None]
@@ -92,13 +79,11 @@ class Worker(Generic[SlotT]):
         self._pace = pace
         self._clock = clock
         self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
-        self._pending: dict[int, _Pending] = {}
-        self._rows: dict[int, Rows] = {}
         self._leaving: list[tuple[Forgetting, asyncio.Future[None]]] = []
         self._runner: StepRunner[SlotT] | None = None
         self._is_idle = True
         self._counts = Counts()
-        self._replies: list[_Command] = []
+        self._replies = Replies(self._counts)
         self._next_job_id = 0
         self._is_stopping = False
         self._failure: Exception | None = None
@@ -146,8 +131,8 @@ class Worker(Generic[SlotT]):
         )
         vectors_QZ = np.empty((len(queries), self._model.embedding_dim), dtype=np.float32)
         future: asyncio.Future[Answer] = self._loop.create_future()
-        pending = _Pending(future, prepared.ref.user_id)
-        self._send(lambda: self._submit(job, pending, Rows(queries, vectors_QZ)))
+        caller, rows = Caller(future, prepared.ref.user_id), Rows(queries, vectors_QZ)
+        self._send(lambda: self._submit(job, caller, rows))
         try:
             return await future
         except asyncio.CancelledError:
@@ -166,7 +151,7 @@ class Worker(Generic[SlotT]):
     async def find(self, prefix: PrefixRef) -> Found | None:
         """The tier that holds exactly this prefix, if any."""
         found: asyncio.Future[Found | None] = self._loop.create_future()
-        self._send(lambda: self._reply(found, self._locate(prefix)))
+        self._send(lambda: self._replies.reply(found, self._locate(prefix)))
         return await found
 
     async def keep(self, user_id: str, seconds: float) -> bool:
@@ -174,7 +159,7 @@ class Worker(Generic[SlotT]):
         kept: asyncio.Future[bool] = self._loop.create_future()
 
         def command() -> None:
-            self._reply(kept, self._pool.keep(user_id, self._clock() + seconds))
+            self._replies.reply(kept, self._pool.keep(user_id, self._clock() + seconds))
 
         self._send(command)
         return await kept
@@ -204,7 +189,7 @@ class Worker(Generic[SlotT]):
                 return
             # The thread has ended and left its state to the loop.
             command()
-            self._send_replies()
+            self._replies.send(self._loop)
 
     # What follows runs on the worker thread.
 
@@ -233,8 +218,7 @@ class Worker(Generic[SlotT]):
     def _end(self, on_fatal: Callable[[Exception], None], mover: KvMover[SlotT] | None) -> None:
         """Fail what waits, refuse what still arrives, and report a failure."""
         self._is_stopping = True
-        for job_id in tuple(self._pending):
-            self._fail(job_id, self._refusal())
+        self._replies.fail_all(self._refusal)
         if mover is not None:
             mover.close()
         with self._end_lock:
@@ -242,7 +226,7 @@ class Worker(Generic[SlotT]):
             while not self._inbox.empty():
                 self._inbox.get()()
             self._answer_leaving()
-            self._send_replies()
+            self._replies.send(self._loop)
         if self._failure is not None:
             self._loop.call_soon_threadsafe(on_fatal, self._failure)
 
@@ -257,12 +241,12 @@ class Worker(Generic[SlotT]):
         self._make(plan.moves)
         self._running().free(self._pool.take_dropped())
         for dropped in plan.dropped:
-            self._drop(dropped)
+            self._replies.drop(dropped)
         for finished in plan.finished:
-            self._finish(finished)
+            self._replies.finish(finished, self._clock())
         self._answer_leaving()
         self._publish()
-        self._send_replies()
+        self._replies.send(self._loop)
         self._is_idle = plan.step is None
         if plan.step is not None:
             self._run(plan.step)
@@ -324,7 +308,7 @@ class Worker(Generic[SlotT]):
                 runner.restore(step)
             else:
                 self._counts.add("num_suffix_steps")
-                runner.suffix(step, self._rows)
+                runner.suffix(step, self._replies.rows)
         except Retryable as error:
             log.warning("step rolled back: %s", error)
             self._scheduler.roll_back(step, str(error))
@@ -337,12 +321,11 @@ class Worker(Generic[SlotT]):
             return Found.DEVICE
         return self._tiers.locate(prefix)
 
-    def _submit(self, job: Job, pending: _Pending, rows: Rows) -> None:
+    def _submit(self, job: Job, caller: Caller, rows: Rows) -> None:
         if self._is_stopping:
-            self._reply_error(pending.future, self._refusal())
+            self._replies.reply_error(caller.future, self._refusal())
             return
-        self._pending[job.job_id] = pending
-        self._rows[job.job_id] = rows
+        self._replies.open(job.job_id, caller, rows)
         self._scheduler.submit(job)
 
     def _forget(self, user_id: str, version: int, done: "asyncio.Future[None]") -> None:
@@ -359,61 +342,14 @@ class Worker(Generic[SlotT]):
         for forgetting, done in leaving:
             if self._tiers.settle(forgetting):
                 self._make(self._tiers.take_moves())
-                self._reply(done, None)
+                self._replies.reply(done, None)
             elif self._has_ended:
-                self._reply_error(done, Unavailable("the server ended; delete again"))
+                self._replies.reply_error(done, Unavailable("the server ended; delete again"))
             else:
                 self._leaving.append((forgetting, done))
 
     def _begin_stop(self) -> None:
         self._is_stopping = True
-
-    def _finish(self, finished: Finished) -> None:
-        pending = self._pending.pop(finished.job_id)
-        rows = self._rows.pop(finished.job_id)
-        self._counts.add("num_answered")
-        self._counts.add("num_device_hits", int(finished.found is Found.DEVICE))
-        device_s = finished.prefill_seconds + finished.suffix_seconds
-        answer = Answer(
-            vectors_QZ=rows.vectors_QZ,
-            prefix=finished.prefix,
-            found=finished.found,
-            queue_seconds=max(0.0, self._clock() - finished.arrival_s - device_s),
-            prefill_seconds=finished.prefill_seconds,
-            suffix_seconds=finished.suffix_seconds,
-        )
-        self._reply(pending.future, answer)
-
-    def _drop(self, dropped: Dropped) -> None:
-        pending = self._pending[dropped.job_id]
-        match dropped.reason:
-            case Reason.EXPIRED:
-                self._counts.add("num_expired")
-                self._fail(dropped.job_id, Expired("the deadline passed in the queue"))
-            case Reason.CANCELLED:
-                self._counts.add("num_cancelled")
-                self._fail(dropped.job_id, Cancelled("the caller has gone"))
-            case Reason.DELETED:
-                self._fail(dropped.job_id, UnknownUser(pending.user_id))
-            case Reason.UNSERVICEABLE:
-                self._fail(dropped.job_id, Unserviceable(dropped.detail))
-            case Reason.RETRYABLE:
-                self._fail(dropped.job_id, Retryable(dropped.detail))
-
-    def _fail(self, job_id: int, error: Exception) -> None:
-        del self._rows[job_id]
-        self._reply_error(self._pending.pop(job_id).future, error)
-
-    def _reply(self, future: "asyncio.Future[Any]", result: Any) -> None:
-        self._replies.append(lambda: None if future.done() else future.set_result(result))
-
-    def _reply_error(self, future: "asyncio.Future[Any]", error: Exception) -> None:
-        self._replies.append(lambda: None if future.done() else future.set_exception(error))
-
-    def _send_replies(self) -> None:
-        if self._replies:
-            replies, self._replies = self._replies, []
-            self._loop.call_soon_threadsafe(_call_all, replies)
 
     def _publish(self) -> None:
         device = TierUse(
@@ -426,8 +362,3 @@ class Worker(Generic[SlotT]):
         host, disk = self._tiers.use(Found.HOST), self._tiers.use(Found.DISK)
         tiers = {Found.DEVICE: device, Found.HOST: host, Found.DISK: disk}
         self.stats = WorkerStats(**self._counts.values, tiers=tiers)
-
-
-def _call_all(commands: list[_Command]) -> None:
-    for command in commands:
-        command()

@@ -96,7 +96,7 @@ def test_a_kill_leaves_keys_and_values_that_are_right_or_none(start: Start) -> N
             found.append(result.provenance.cache_state)
     # The last one was on the device alone.
     assert found[-1] is CacheState.ENCODED_NOW
-    assert found.count(CacheState.DISK) >= 8
+    assert CacheState.DISK in found
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

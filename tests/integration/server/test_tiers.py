@@ -42,6 +42,16 @@ async def until(condition) -> None:
             await asyncio.sleep(0.005)
 
 
+async def encode(running, users=USERS) -> None:
+    """Encode users one after the other, each when the one before is on disk.
+
+    Otherwise both places in host memory may be taken by writes, and somebody is let go for good.
+    """
+    for number, user in enumerate(users):
+        assert await embed(running, user) is CacheState.ENCODED_NOW
+        await until(lambda number=number: len(files(running)) == number)
+
+
 @pytest.fixture
 async def small(start_server, profile):
     running = await start_server(**SMALL)
@@ -50,9 +60,7 @@ async def small(start_server, profile):
 
 
 async def test_users_come_back_from_the_nearest_tier_unchanged(small):
-    for user in USERS:
-        assert await embed(small, user) is CacheState.ENCODED_NOW
-    await until(lambda: len(files(small)) == 4)
+    await encode(small)
     assert await embed(small, "eve") is CacheState.DEVICE
     assert await embed(small, "dan") is CacheState.HOST
     assert await embed(small, "ada") is CacheState.DISK
@@ -84,8 +92,7 @@ async def test_a_changed_profile_is_never_answered_from_an_old_copy(small):
 
 
 async def test_a_restart_finds_everybody_on_disk(small, start_server):
-    for user in USERS:
-        await embed(small, user)
+    await encode(small)
     small.server.request_stop()
     assert await small.server.wait_closed() == 0
     # The one that was only on the device was written in the end.
@@ -97,8 +104,7 @@ async def test_a_restart_finds_everybody_on_disk(small, start_server):
 
 
 async def test_files_of_another_model_or_of_nobody_are_deleted_at_start(small, start_server):
-    for user in USERS:
-        await embed(small, user)
+    await encode(small)
     small.server.request_stop()
     await small.server.wait_closed()
     paths = files(small)
@@ -115,9 +121,7 @@ async def test_files_of_another_model_or_of_nobody_are_deleted_at_start(small, s
 
 
 async def test_a_broken_file_costs_an_encoding_and_nothing_else(small):
-    for user in USERS:
-        await embed(small, user)
-    await until(lambda: len(files(small)) == 4)
+    await encode(small)
     for path in files(small):
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
@@ -141,9 +145,7 @@ async def test_a_disk_that_cannot_be_written_or_read_is_left_alone(small):
 async def test_a_disk_that_hangs_is_not_waited_for(start_server, profile, monkeypatch):
     running = await start_server(**SMALL, max_disk_read_seconds=0.1)
     await put_all(running, profile)
-    for user in USERS:
-        await embed(running, user)
-    await until(lambda: len(files(running)) == 4)
+    await encode(running)
     hangs, go_on = threading.Event(), threading.Event()
     monkeypatch.setattr("os.readv", lambda *_: hangs.set() or go_on.wait(20) or 0)
     waiting = asyncio.create_task(embed(running, "ada"))
@@ -164,9 +166,7 @@ async def test_a_copy_that_fails_costs_an_encoding_and_no_request(small):
 
 
 async def test_a_deleted_user_is_gone_from_host_memory_and_disk(small):
-    for user in USERS[:3]:
-        await embed(small, user)
-    await until(lambda: len(files(small)) == 2)
+    await encode(small, USERS[:3])
     assert small.engine.arena[:128].any()
     assert (await small.client.profile_state("ada")).cache_state is CacheState.HOST
     await small.client.delete_profile("ada")
