@@ -9,7 +9,8 @@ from qanchor import config
 from qanchor_server.config import ServerConfig
 
 FLAGS = (
-    "address", "data_dir", "kv_pool_bytes", "kv_host_bytes", "kv_disk_bytes", "scenarios"
+    "address", "data_dir", "kv_pool_bytes", "kv_host_bytes", "kv_disk_bytes", "scenarios",
+    "metrics_address", "tls_cert", "tls_key", "tls_client_ca",
 )  # fmt: skip
 """Settings that have a flag of their own."""
 _DESCRIPTION = """\
@@ -62,6 +63,10 @@ def add_parser(subparsers: Any) -> None:
         help="scenario file of `qanchor tune` or `compile`, or a directory of them; read again on "
         "SIGHUP and by `qanchor scenarios reload`",
     )
+    parser.add_argument("--metrics-address", help="host:port for Prometheus (default: none)")
+    parser.add_argument("--tls-cert", help="PEM certificate chain (default: no TLS)")
+    parser.add_argument("--tls-key", help="PEM private key of the certificate")
+    parser.add_argument("--tls-client-ca", help="PEM CA; only callers with its certificates get in")
     config.add_set_argument(parser, "--set max_queue=256 (all: server/qanchor_server/config.py)")
     parser.add_argument("--port-file", type=Path, help="file that gets the bound port when ready")
     parser.set_defaults(run=run)

@@ -8,8 +8,16 @@ class ServerConfig(Config, frozen=True, kw_only=True):
     """How one server process serves one bundle."""
 
     address: str = "127.0.0.1:50051"
-    """host:port to listen on; port 0 lets the system choose. No transport security: bind to a
-    trusted network or put a TLS proxy in front."""
+    """host:port to listen on; port 0 lets the system choose. Without tls_cert in the clear: bind to
+    a trusted network then."""
+    tls_cert: str = ""
+    """PEM file of the server's certificate chain; empty: no transport security."""
+    tls_key: str = ""
+    """PEM file of its private key."""
+    tls_client_ca: str = ""
+    """PEM file of a CA; callers must show a certificate of it. Empty: anybody may call."""
+    metrics_address: str = ""
+    """host:port of Prometheus metrics over HTTP (in the clear); empty: none."""
     data_dir: str = "qanchor-data"
     """Directory of the profile store; created when missing, used by one server at a time."""
     scenarios: str = ""
@@ -97,6 +105,10 @@ class ServerConfig(Config, frozen=True, kw_only=True):
         for name in not_negative:
             if getattr(self, name) < 0:
                 raise ConfigError(name, getattr(self, name), "must not be negative", "use 0")
+        if bool(self.tls_cert) != bool(self.tls_key) or (self.tls_client_ca and not self.tls_cert):
+            raise ConfigError(
+                "tls_key", self.tls_key, "certificate and key belong together", "set both or none"
+            )
         if any(step < 1 for step in self.slab_ladder):
             raise ConfigError(
                 "slab_ladder", self.slab_ladder, "lengths must be at least 1", "remove it"

@@ -6,7 +6,7 @@ Must not know grpc or wire messages. Coroutines run on the event loop.
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qanchor.bundle.packing import SuffixQuery
 from qanchor.bundle.reader import Bundle
@@ -27,6 +27,9 @@ from qanchor_server.profiles.store import Append
 from qanchor_server.resolve import Resolver
 from qanchor_server.scenario_catalog import Reloaded, ScenarioCatalog
 from qanchor_server.worker import Worker
+
+if TYPE_CHECKING:
+    from qanchor_server.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class Core:
     worker: Worker[Any]
     now_s: Callable[[], float]
     """Unix seconds."""
+    metrics: "Metrics | None"
 
     async def embed(
         self, user_id: str, queries: tuple[SuffixQuery, ...], timeout_s: float | None
@@ -124,4 +128,7 @@ class Core:
         check_user_id(user_id)
         with self.admission.enter(max(1, len(queries))):
             prepared = await self.directory.current(user_id)
-            return await self.worker.embed(prepared, queries, timeout_s=timeout_s)
+            answer = await self.worker.embed(prepared, queries, timeout_s=timeout_s)
+        if self.metrics is not None:
+            self.metrics.note(answer)
+        return answer

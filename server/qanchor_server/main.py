@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_reflection.v1alpha import reflection
@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha import reflection
 from qanchor.bundle.reader import Bundle, open_bundle
 from qanchor.config import to_json
 from qanchor.data.profile import DAY_SECONDS
-from qanchor.errors import QAnchorError
+from qanchor.errors import ConfigError, QAnchorError
 from qanchor_server.admission import Admission
 from qanchor_server.config import ServerConfig, check_against_model, slab_capacities
 from qanchor_server.core import Core
@@ -41,7 +41,11 @@ from qanchor_server.scenario_catalog import ScenarioCatalog
 from qanchor_server.scheduler import Scheduler, SchedulerLimits
 from qanchor_server.service import add_services
 from qanchor_server.step_runner import EngineParts, WorkerModel
+from qanchor_server.tls import server_credentials
 from qanchor_server.worker import Pace, Worker
+
+if TYPE_CHECKING:
+    from qanchor_server.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +92,12 @@ class Server:
             (*names, "grpc.health.v1.Health", reflection.SERVICE_NAME), self._grpc
         )
         try:
-            port = self._grpc.add_insecure_port(config.address)
-        except RuntimeError:
+            credentials = server_credentials(config)
+            if credentials is None:
+                port = self._grpc.add_insecure_port(config.address)
+            else:
+                port = self._grpc.add_secure_port(config.address, credentials)
+        except (RuntimeError, ConfigError):
             await self.core.directory.close()
             raise
         await self._grpc.start()
@@ -197,6 +205,8 @@ class Server:
         self.core.worker.stop()
         await self.core.worker.join()
         await self.core.directory.close()
+        if self.core.metrics is not None:
+            await asyncio.to_thread(self.core.metrics.close)
 
 
 async def run(
@@ -284,30 +294,46 @@ def _make_core(config: ServerConfig, bundle: Bundle, now_s: Callable[[], float])
     )
     resolver = Resolver(bundle, max_cached_queries=config.query_cache)
     scenarios = Path(config.scenarios) if config.scenarios else None
+    catalog = ScenarioCatalog(bundle, scenarios, resolver)
+    admission = Admission(
+        max_queue=config.max_queue, max_queries_per_request=config.max_queries_per_request
+    )
+    worker: Worker[Any] = Worker(
+        pool=pool,
+        tiers=tiers,
+        scheduler=Scheduler(pool, tiers, limits),
+        model=model,
+        pace=pace,
+        clock=time.monotonic,
+    )
+    directory = ProfileDirectory(
+        lambda: ProfileStore(
+            Path(config.data_dir),
+            window_s=manifest.profile_schema.window_days * DAY_SECONDS,
+            max_events=config.max_profile_events,
+        ),
+        manifest,
+        max_prepared=config.prepared_prefix_cache,
+    )
     return Core(
         config=config,
         bundle=bundle,
         resolver=resolver,
-        catalog=ScenarioCatalog(bundle, scenarios, resolver),
-        admission=Admission(
-            max_queue=config.max_queue, max_queries_per_request=config.max_queries_per_request
-        ),
-        directory=ProfileDirectory(
-            lambda: ProfileStore(
-                Path(config.data_dir),
-                window_s=manifest.profile_schema.window_days * DAY_SECONDS,
-                max_events=config.max_profile_events,
-            ),
-            manifest,
-            max_prepared=config.prepared_prefix_cache,
-        ),
-        worker=Worker(
-            pool=pool,
-            tiers=tiers,
-            scheduler=Scheduler(pool, tiers, limits),
-            model=model,
-            pace=pace,
-            clock=time.monotonic,
-        ),
+        catalog=catalog,
+        admission=admission,
+        directory=directory,
+        worker=worker,
         now_s=now_s,
+        metrics=_make_metrics(config, worker, admission, manifest.model_id),
     )
+
+
+def _make_metrics(
+    config: ServerConfig, worker: Worker[Any], admission: Admission, model_id: str
+) -> "Metrics | None":
+    if not config.metrics_address:
+        return None
+    # Only here: a server without metrics runs without the package.
+    from qanchor_server.metrics import Metrics
+
+    return Metrics(config.metrics_address, worker=worker, admission=admission, model_id=model_id)
