@@ -121,7 +121,7 @@ class Stage:
 
 
 def make_users(schema: ProfileSchema, num_users: int, prefix_len: int) -> list[Profile]:
-    """Profiles whose prefixes are about `prefix_len` long, a third of their texts shared."""
+    """Profiles whose prefixes are about `prefix_len` long, most of their texts shared."""
     specs = [spec for spec in schema.modalities if spec.kind == "events"]
     total = sum(spec.max_events for spec in specs)
     # Header, user token, and a token and two delimiters per modality.
@@ -133,7 +133,7 @@ def make_users(schema: ProfileSchema, num_users: int, prefix_len: int) -> list[P
                 time_s=NOW_S - 600 * place,
                 modality=spec.name,
                 event_type="pays",
-                text=f"{place % 50} {'everybody' if place % 3 == 0 else f'user {number}'}",
+                text=f"{place % 50} {'everybody' if place % 10 else f'user {number}'}",
             )
             for spec in specs
             for place in range(max(1, wanted * spec.max_events // total))
@@ -184,6 +184,7 @@ async def warm(client: AsyncClient, user_id: str, expected: CacheState) -> float
     start = time.perf_counter()
     state = (await client.warm_profile(user_id, timeout=600)).cache_state
     seconds = time.perf_counter() - start
+    logger.info("%s: %s in %.1f ms", user_id, state.name, 1e3 * seconds)
     if state is not expected:
         raise RuntimeError(f"{user_id}: found in {state.name}, expected {expected.name}")
     return seconds
@@ -211,6 +212,7 @@ async def measure_zipf(stage: Stage, args: argparse.Namespace) -> dict[str, Any]
                 result = await client.embed(f"user-{number}", queries=[QUERY], timeout=600)
                 state = result.provenance.cache_state.name.lower()
                 latencies.setdefault(state, []).append(time.perf_counter() - start)
+                logger.info("request %d of %d: %s", place + 1, args.requests, state)
                 if place % args.sample_every == 0:
                     sampled.append((number, result.vectors))
                 for tier, use in (await client.server_info()).tiers.items():
@@ -324,6 +326,7 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, print Markdown and a line of JSON; 1 when a vector is wrong or a budget passed."""
     args = _parse(argv)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
+    logger.setLevel(logging.INFO)
     args.threads = args.threads or os.cpu_count() or 1
     before = Busy.now()
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
