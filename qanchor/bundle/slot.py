@@ -31,3 +31,8 @@ def zero_slot(dims: ModelDims, capacity: int) -> KvArray:
     """Zeros [L, 2, G, C, K]; all bits 0 is the number 0 in every type."""
     shape = (dims.num_layers, 2, dims.num_kv_heads, capacity, dims.head_dim)
     return np.zeros(shape, dtype=storage_dtype(dims.kv_dtype))
+
+
+def slot_layout(dims: ModelDims) -> str:
+    """Element type and dimensions of a slot's numbers: equal text, equal meaning of bytes."""
+    return f"{dims.kv_dtype} [{dims.num_layers}, 2, {dims.num_kv_heads}, tokens, {dims.head_dim}]"

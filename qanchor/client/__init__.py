@@ -18,8 +18,10 @@ from qanchor.client.values import (
     ProfileState,
     Provenance,
     PutResult,
+    ReloadResult,
     ScenarioInfo,
     ServerInfo,
+    TierUse,
 )
 
 __all__ = [
@@ -35,6 +37,8 @@ __all__ = [
     "ProfileState",
     "Provenance",
     "PutResult",
+    "ReloadResult",
     "ScenarioInfo",
     "ServerInfo",
+    "TierUse",
 ]

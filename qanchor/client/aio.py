@@ -17,6 +17,7 @@ from qanchor.client.values import (
     ProfileState,
     Provenance,
     PutResult,
+    ReloadResult,
     ScenarioInfo,
     ServerInfo,
 )
@@ -128,9 +129,11 @@ class AsyncClient:
             await self._call(self._profiles.AppendEvents, request, timeout)
         )
 
-    async def warm_profile(self, user_id: str, *, timeout: float | None = None) -> Provenance:
-        """Encode a user's prefix now. Raises ClientError."""
-        request = profile_pb2.WarmProfileRequest(user_id=user_id)
+    async def warm_profile(
+        self, user_id: str, *, pin_seconds: int = 0, timeout: float | None = None
+    ) -> Provenance:
+        """Bring a prefix to the device now, for `pin_seconds` at least. Raises ClientError."""
+        request = profile_pb2.WarmProfileRequest(user_id=user_id, pin_seconds=pin_seconds)
         response = await self._call(self._profiles.WarmProfile, request, timeout)
         return messages.provenance(response.provenance)
 
@@ -150,9 +153,14 @@ class AsyncClient:
     async def list_scenarios(self, *, timeout: float | None = None) -> list[ScenarioInfo]:
         """The server's scenarios, by name. Raises ClientError."""
         request = scenario_pb2.ListScenariosRequest()
-        return messages.scenario_infos(
-            await self._call(self._scenarios.ListScenarios, request, timeout)
-        )
+        response = await self._call(self._scenarios.ListScenarios, request, timeout)
+        return messages.scenario_infos(response.scenarios)
+
+    async def reload_scenarios(self, *, timeout: float | None = None) -> ReloadResult:
+        """Have the server read its scenario files again, all or none. Raises ClientError."""
+        request = scenario_pb2.ReloadScenariosRequest()
+        response = await self._call(self._scenarios.ReloadScenarios, request, timeout)
+        return messages.reload_result(response)
 
     async def server_info(self, *, timeout: float | None = None) -> ServerInfo:
         """What the server runs and how it is doing. Raises ClientError."""

@@ -47,6 +47,11 @@ Store, extend, inspect, warm or delete profiles. JSON comes from FILE or stdin:
 
 Times are Unix seconds. What is acknowledged is on disk. An append_id makes a repeat harmless.
 """
+_SCENARIOS_HELP = """\
+  list    what the server knows, with versions (default)
+  reload  have it read its --scenarios file or directory again: all of it, or nothing if anything is
+          wrong. A changed scenario needs a higher version. Requests go on meanwhile.
+"""
 
 
 class EventInput(Config, frozen=True, kw_only=True):
@@ -106,11 +111,26 @@ def add_parser(subparsers: Any) -> None:
         parser.add_argument("file", nargs="?", type=Path, help="JSON file; absent: stdin")
     for name, text, act in (
         ("state", "what is stored and whether it is encoded", _state),
-        ("warm", "encode the prefix now, so that the next query is quick", _warm),
         ("delete", "delete the user everywhere", _delete),
     ):
         _user(_verb(actions, name, text, text, act))
-    _verb(subparsers, "scenarios", "list a server's scenarios", "List them.", _scenarios)
+    text = "bring the prefix to the device now, so that the next query is quick"
+    warm = _verb(actions, "warm", text, text, _warm)
+    _user(warm)
+    warm.add_argument(
+        "--pin-seconds",
+        type=int,
+        default=0,
+        help="keep it there so long; other users are evicted in its place (default 0)",
+    )
+    scenarios = _verb(
+        subparsers,
+        "scenarios",
+        "list a server's scenarios, or have it read its scenario files again",
+        _SCENARIOS_HELP,
+        _scenarios,
+    )
+    scenarios.add_argument("action", nargs="?", choices=("list", "reload"), default="list")
 
 
 def _verb(
@@ -190,7 +210,7 @@ def _state(client: "Client", args: argparse.Namespace) -> Any:
 
 
 def _warm(client: "Client", args: argparse.Namespace) -> Any:
-    return _plain(client.warm_profile(args.user))
+    return _plain(client.warm_profile(args.user, pin_seconds=args.pin_seconds))
 
 
 def _delete(client: "Client", args: argparse.Namespace) -> Any:
@@ -198,6 +218,8 @@ def _delete(client: "Client", args: argparse.Namespace) -> Any:
 
 
 def _scenarios(client: "Client", args: argparse.Namespace) -> Any:
+    if args.action == "reload":
+        return asdict(client.reload_scenarios())
     return [asdict(scenario) for scenario in client.list_scenarios()]
 
 

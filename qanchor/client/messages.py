@@ -1,6 +1,6 @@
 """Between the client's values and wire messages. Knows qanchor.v1 messages, but not grpc."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -16,8 +16,10 @@ from qanchor.client.values import (
     ProfileState,
     Provenance,
     PutResult,
+    ReloadResult,
     ScenarioInfo,
     ServerInfo,
+    TierUse,
 )
 from qanchor.config import nearest
 from qanchor.data.profile import Event, Profile
@@ -159,8 +161,8 @@ def profile_state(response: profile_pb2.GetProfileStateResponse) -> ProfileState
     )
 
 
-def scenario_infos(response: scenario_pb2.ListScenariosResponse) -> list[ScenarioInfo]:
-    """All scenarios."""
+def scenario_infos(messages: Iterable[scenario_pb2.Scenario]) -> list[ScenarioInfo]:
+    """Scenarios."""
     return [
         ScenarioInfo(
             name=message.name,
@@ -170,8 +172,17 @@ def scenario_infos(response: scenario_pb2.ListScenariosResponse) -> list[Scenari
             num_prompt_rows=message.num_prompt_rows,
             num_suffix_tokens=message.num_suffix_tokens,
         )
-        for message in response.scenarios
+        for message in messages
     ]
+
+
+def reload_result(response: scenario_pb2.ReloadScenariosResponse) -> ReloadResult:
+    """What a reload changed."""
+    return ReloadResult(
+        changed=tuple(response.changed),
+        removed=tuple(response.removed),
+        scenarios=tuple(scenario_infos(response.scenarios)),
+    )
 
 
 def server_info(response: server_info_pb2.GetServerInfoResponse) -> ServerInfo:
@@ -193,9 +204,17 @@ def server_info(response: server_info_pb2.GetServerInfoResponse) -> ServerInfo:
             for modality in response.modalities
             if modality.kind == server_info_pb2.MODALITY_KIND_EVENTS
         ),
-        pool_budget_bytes=response.pool.budget_bytes,
-        pool_used_bytes=response.pool.used_bytes,
-        pool_num_users=response.pool.num_users,
+        tiers={
+            CacheState(use.tier): TierUse(
+                budget_bytes=use.budget_bytes,
+                used_bytes=use.used_bytes,
+                num_users=use.num_users,
+                num_hits=use.num_hits,
+                num_evicted=use.num_evicted,
+                num_failed=use.num_failed,
+            )
+            for use in response.tiers
+        },
         counters={
             field.name: getattr(counters, field.name) for field in counters.DESCRIPTOR.fields
         },

@@ -18,6 +18,7 @@ class CacheState(Enum):
     HOST = 2
     ENCODED_NOW = 3
     ABSENT = 4
+    DISK = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +121,30 @@ class ScenarioInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReloadResult:
+    """What a reload of the server's scenario files changed."""
+
+    changed: tuple[str, ...]
+    """Names that are new or of a newer version."""
+    removed: tuple[str, ...]
+    scenarios: tuple[ScenarioInfo, ...]
+    """All scenarios now, by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierUse:
+    """Use of one tier of keys and values now, and counts since the server's start."""
+
+    budget_bytes: int
+    """0: the tier is off."""
+    used_bytes: int
+    num_users: int
+    num_hits: int
+    num_evicted: int
+    num_failed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerInfo:
     """What the server runs, its limits and its counters since start."""
 
@@ -135,8 +160,7 @@ class ServerInfo:
     window_days: int
     modalities: tuple[str, ...]
     """Modalities that take events, in prefix order."""
-    pool_budget_bytes: int
-    pool_used_bytes: int
-    pool_num_users: int
+    tiers: dict[CacheState, TierUse]
+    """By DEVICE, HOST and DISK."""
     counters: dict[str, int]
     uptime_seconds: float

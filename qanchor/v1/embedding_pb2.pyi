@@ -31,6 +31,7 @@ class CacheState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CACHE_STATE_HOST: _ClassVar[CacheState]
     CACHE_STATE_ENCODED_NOW: _ClassVar[CacheState]
     CACHE_STATE_ABSENT: _ClassVar[CacheState]
+    CACHE_STATE_DISK: _ClassVar[CacheState]
 VECTOR_ENCODING_UNSPECIFIED: VectorEncoding
 VECTOR_ENCODING_FLOAT32_BYTES: VectorEncoding
 VECTOR_ENCODING_FLOAT16_BYTES: VectorEncoding
@@ -43,6 +44,7 @@ CACHE_STATE_DEVICE: CacheState
 CACHE_STATE_HOST: CacheState
 CACHE_STATE_ENCODED_NOW: CacheState
 CACHE_STATE_ABSENT: CacheState
+CACHE_STATE_DISK: CacheState
 
 class Query(_message.Message):
     __slots__ = ("scenario", "text")

@@ -93,10 +93,12 @@ class AppendEventsResponse(_message.Message):
     def __init__(self, prefix_version: _Optional[int] = ..., digest: _Optional[str] = ..., as_of: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., num_prefix_tokens: _Optional[int] = ..., is_duplicate: _Optional[bool] = ...) -> None: ...
 
 class WarmProfileRequest(_message.Message):
-    __slots__ = ("user_id",)
+    __slots__ = ("user_id", "pin_seconds")
     USER_ID_FIELD_NUMBER: _ClassVar[int]
+    PIN_SECONDS_FIELD_NUMBER: _ClassVar[int]
     user_id: str
-    def __init__(self, user_id: _Optional[str] = ...) -> None: ...
+    pin_seconds: int
+    def __init__(self, user_id: _Optional[str] = ..., pin_seconds: _Optional[int] = ...) -> None: ...
 
 class WarmProfileResponse(_message.Message):
     __slots__ = ("provenance",)

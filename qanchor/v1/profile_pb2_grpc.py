@@ -86,7 +86,8 @@ class ProfileServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WarmProfile(self, request, context):
-        """Encodes the user's prefix now, so that the next Embed finds it on the device.
+        """Brings the user's prefix to the device now, so that the next Embed finds it there; with
+        `pin_seconds` it stays. RESOURCE_EXHAUSTED also when too much is pinned: the prefix is warm then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,8 +101,9 @@ class ProfileServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteProfile(self, request, context):
-        """Deletes a user everywhere: stored profile, prepared texts, keys and values. Requests of the
-        user that wait for the device fail with NOT_FOUND. Deleting an unknown user succeeds.
+        """Deletes a user everywhere: stored profile, prepared texts, keys and values on the device, in
+        host memory and on disk. Requests of the user that wait for the
+        device fail with NOT_FOUND. Deleting an unknown user succeeds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19qanchor/v1/scenario.proto\x12\nqanchor.v1\"\x7f\n\x08Scenario\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x10\n\x08question\x18\x03 \x01(\t\x12\x0e\n\x06\x64omain\x18\x04 \x01(\t\x12\x17\n\x0fnum_prompt_rows\x18\x05 \x01(\r\x12\x19\n\x11num_suffix_tokens\x18\x06 \x01(\r\"\x16\n\x14ListScenariosRequest\"@\n\x15ListScenariosResponse\x12\'\n\tscenarios\x18\x01 \x03(\x0b\x32\x14.qanchor.v1.Scenario2g\n\x0fScenarioService\x12T\n\rListScenarios\x12 .qanchor.v1.ListScenariosRequest\x1a!.qanchor.v1.ListScenariosResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19qanchor/v1/scenario.proto\x12\nqanchor.v1\"\x7f\n\x08Scenario\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x10\n\x08question\x18\x03 \x01(\t\x12\x0e\n\x06\x64omain\x18\x04 \x01(\t\x12\x17\n\x0fnum_prompt_rows\x18\x05 \x01(\r\x12\x19\n\x11num_suffix_tokens\x18\x06 \x01(\r\"\x16\n\x14ListScenariosRequest\"@\n\x15ListScenariosResponse\x12\'\n\tscenarios\x18\x01 \x03(\x0b\x32\x14.qanchor.v1.Scenario\"\x18\n\x16ReloadScenariosRequest\"d\n\x17ReloadScenariosResponse\x12\x0f\n\x07\x63hanged\x18\x01 \x03(\t\x12\x0f\n\x07removed\x18\x02 \x03(\t\x12\'\n\tscenarios\x18\x03 \x03(\x0b\x32\x14.qanchor.v1.Scenario2\xc3\x01\n\x0fScenarioService\x12T\n\rListScenarios\x12 .qanchor.v1.ListScenariosRequest\x1a!.qanchor.v1.ListScenariosResponse\x12Z\n\x0fReloadScenarios\x12\".qanchor.v1.ReloadScenariosRequest\x1a#.qanchor.v1.ReloadScenariosResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +37,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTSCENARIOSREQUEST']._serialized_end=192
   _globals['_LISTSCENARIOSRESPONSE']._serialized_start=194
   _globals['_LISTSCENARIOSRESPONSE']._serialized_end=258
-  _globals['_SCENARIOSERVICE']._serialized_start=260
-  _globals['_SCENARIOSERVICE']._serialized_end=363
+  _globals['_RELOADSCENARIOSREQUEST']._serialized_start=260
+  _globals['_RELOADSCENARIOSREQUEST']._serialized_end=284
+  _globals['_RELOADSCENARIOSRESPONSE']._serialized_start=286
+  _globals['_RELOADSCENARIOSRESPONSE']._serialized_end=386
+  _globals['_SCENARIOSERVICE']._serialized_start=389
+  _globals['_SCENARIOSERVICE']._serialized_end=584
 # @@protoc_insertion_point(module_scope)

@@ -31,3 +31,17 @@ class ListScenariosResponse(_message.Message):
     SCENARIOS_FIELD_NUMBER: _ClassVar[int]
     scenarios: _containers.RepeatedCompositeFieldContainer[Scenario]
     def __init__(self, scenarios: _Optional[_Iterable[_Union[Scenario, _Mapping]]] = ...) -> None: ...
+
+class ReloadScenariosRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReloadScenariosResponse(_message.Message):
+    __slots__ = ("changed", "removed", "scenarios")
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    SCENARIOS_FIELD_NUMBER: _ClassVar[int]
+    changed: _containers.RepeatedScalarFieldContainer[str]
+    removed: _containers.RepeatedScalarFieldContainer[str]
+    scenarios: _containers.RepeatedCompositeFieldContainer[Scenario]
+    def __init__(self, changed: _Optional[_Iterable[str]] = ..., removed: _Optional[_Iterable[str]] = ..., scenarios: _Optional[_Iterable[_Union[Scenario, _Mapping]]] = ...) -> None: ...

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ScenarioServiceStub:
-    """The named, versioned queries of the server's bundle.
+    """The named, versioned queries that the server knows: its bundle's, and those of scenario files.
     """
 
     def __init__(self, channel):
@@ -40,14 +40,31 @@ class ScenarioServiceStub:
                 request_serializer=qanchor_dot_v1_dot_scenario__pb2.ListScenariosRequest.SerializeToString,
                 response_deserializer=qanchor_dot_v1_dot_scenario__pb2.ListScenariosResponse.FromString,
                 _registered_method=True)
+        self.ReloadScenarios = channel.unary_unary(
+                '/qanchor.v1.ScenarioService/ReloadScenarios',
+                request_serializer=qanchor_dot_v1_dot_scenario__pb2.ReloadScenariosRequest.SerializeToString,
+                response_deserializer=qanchor_dot_v1_dot_scenario__pb2.ReloadScenariosResponse.FromString,
+                _registered_method=True)
 
 
 class ScenarioServiceServicer:
-    """The named, versioned queries of the server's bundle.
+    """The named, versioned queries that the server knows: its bundle's, and those of scenario files.
     """
 
     def ListScenarios(self, request, context):
         """Lists every scenario, by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReloadScenarios(self, request, context):
+        """Reads the server's scenario files again and takes them all, or none. A request sees the
+        scenarios of one moment; results carry each scenario's version.
+
+        INVALID_ARGUMENT: a file is wrong, made with another checkpoint, or has a scenario that is
+        older than the server's or changed without a higher version; or the server was started without
+        scenario files. Details hold google.rpc.BadRequest with file and field. Nothing has changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -61,6 +78,11 @@ def add_ScenarioServiceServicer_to_server(servicer, server):
                     request_deserializer=qanchor_dot_v1_dot_scenario__pb2.ListScenariosRequest.FromString,
                     response_serializer=qanchor_dot_v1_dot_scenario__pb2.ListScenariosResponse.SerializeToString,
             ),
+            'ReloadScenarios': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReloadScenarios,
+                    request_deserializer=qanchor_dot_v1_dot_scenario__pb2.ReloadScenariosRequest.FromString,
+                    response_serializer=qanchor_dot_v1_dot_scenario__pb2.ReloadScenariosResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'qanchor.v1.ScenarioService', rpc_method_handlers)
@@ -70,7 +92,7 @@ def add_ScenarioServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ScenarioService:
-    """The named, versioned queries of the server's bundle.
+    """The named, versioned queries that the server knows: its bundle's, and those of scenario files.
     """
 
     @staticmethod
@@ -90,6 +112,33 @@ class ScenarioService:
             '/qanchor.v1.ScenarioService/ListScenarios',
             qanchor_dot_v1_dot_scenario__pb2.ListScenariosRequest.SerializeToString,
             qanchor_dot_v1_dot_scenario__pb2.ListScenariosResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReloadScenarios(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/qanchor.v1.ScenarioService/ReloadScenarios',
+            qanchor_dot_v1_dot_scenario__pb2.ReloadScenariosRequest.SerializeToString,
+            qanchor_dot_v1_dot_scenario__pb2.ReloadScenariosResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -22,27 +22,28 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from qanchor.v1 import embedding_pb2 as qanchor_dot_v1_dot_embedding__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cqanchor/v1/server_info.proto\x12\nqanchor.v1\"T\n\x08Modality\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x04kind\x18\x02 \x01(\x0e\x32\x18.qanchor.v1.ModalityKind\x12\x12\n\nmax_events\x18\x03 \x01(\r\"F\n\x07PoolUse\x12\x14\n\x0c\x62udget_bytes\x18\x01 \x01(\x04\x12\x12\n\nused_bytes\x18\x02 \x01(\x04\x12\x11\n\tnum_users\x18\x03 \x01(\r\"\xc3\x01\n\x08\x43ounters\x12\x14\n\x0cnum_answered\x18\x01 \x01(\x04\x12\x13\n\x0bnum_encoded\x18\x02 \x01(\x04\x12\x18\n\x10num_suffix_steps\x18\x03 \x01(\x04\x12\x19\n\x11num_prefill_steps\x18\x04 \x01(\x04\x12\x13\n\x0bnum_evicted\x18\x05 \x01(\x04\x12\x13\n\x0bnum_expired\x18\x06 \x01(\x04\x12\x15\n\rnum_cancelled\x18\x07 \x01(\x04\x12\x16\n\x0enum_overloaded\x18\x08 \x01(\x04\"\x16\n\x14GetServerInfoRequest\"\x88\x03\n\x15GetServerInfoResponse\x12\x16\n\x0eserver_version\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x11\n\texport_id\x18\x03 \x01(\t\x12\x0e\n\x06recipe\x18\x04 \x01(\t\x12\x15\n\rembedding_dim\x18\x05 \x01(\r\x12\x16\n\x0emax_prefix_len\x18\x06 \x01(\r\x12\x15\n\rmax_query_len\x18\x07 \x01(\r\x12\x1f\n\x17max_queries_per_request\x18\x08 \x01(\r\x12\x19\n\x11max_message_bytes\x18\t \x01(\x04\x12\x13\n\x0bwindow_days\x18\n \x01(\r\x12(\n\nmodalities\x18\x0b \x03(\x0b\x32\x14.qanchor.v1.Modality\x12!\n\x04pool\x18\x0c \x01(\x0b\x32\x13.qanchor.v1.PoolUse\x12&\n\x08\x63ounters\x18\r \x01(\x0b\x32\x14.qanchor.v1.Counters\x12\x16\n\x0euptime_seconds\x18\x0e \x01(\x01*e\n\x0cModalityKind\x12\x1d\n\x19MODALITY_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14MODALITY_KIND_EVENTS\x10\x01\x12\x1c\n\x18MODALITY_KIND_ATTRIBUTES\x10\x02\x32i\n\x11ServerInfoService\x12T\n\rGetServerInfo\x12 .qanchor.v1.GetServerInfoRequest\x1a!.qanchor.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cqanchor/v1/server_info.proto\x12\nqanchor.v1\x1a\x1aqanchor/v1/embedding.proto\"T\n\x08Modality\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x04kind\x18\x02 \x01(\x0e\x32\x18.qanchor.v1.ModalityKind\x12\x12\n\nmax_events\x18\x03 \x01(\r\"\xa7\x01\n\x07TierUse\x12$\n\x04tier\x18\x01 \x01(\x0e\x32\x16.qanchor.v1.CacheState\x12\x14\n\x0c\x62udget_bytes\x18\x02 \x01(\x04\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x11\n\tnum_users\x18\x04 \x01(\r\x12\x10\n\x08num_hits\x18\x05 \x01(\x04\x12\x13\n\x0bnum_evicted\x18\x06 \x01(\x04\x12\x12\n\nnum_failed\x18\x07 \x01(\x04\"\xc9\x01\n\x08\x43ounters\x12\x14\n\x0cnum_answered\x18\x01 \x01(\x04\x12\x13\n\x0bnum_encoded\x18\x02 \x01(\x04\x12\x18\n\x10num_suffix_steps\x18\x03 \x01(\x04\x12\x19\n\x11num_prefill_steps\x18\x04 \x01(\x04\x12\x19\n\x11num_restore_steps\x18\x05 \x01(\x04\x12\x13\n\x0bnum_expired\x18\x06 \x01(\x04\x12\x15\n\rnum_cancelled\x18\x07 \x01(\x04\x12\x16\n\x0enum_overloaded\x18\x08 \x01(\x04\"\x16\n\x14GetServerInfoRequest\"\x89\x03\n\x15GetServerInfoResponse\x12\x16\n\x0eserver_version\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x11\n\texport_id\x18\x03 \x01(\t\x12\x0e\n\x06recipe\x18\x04 \x01(\t\x12\x15\n\rembedding_dim\x18\x05 \x01(\r\x12\x16\n\x0emax_prefix_len\x18\x06 \x01(\r\x12\x15\n\rmax_query_len\x18\x07 \x01(\r\x12\x1f\n\x17max_queries_per_request\x18\x08 \x01(\r\x12\x19\n\x11max_message_bytes\x18\t \x01(\x04\x12\x13\n\x0bwindow_days\x18\n \x01(\r\x12(\n\nmodalities\x18\x0b \x03(\x0b\x32\x14.qanchor.v1.Modality\x12\"\n\x05tiers\x18\x0c \x03(\x0b\x32\x13.qanchor.v1.TierUse\x12&\n\x08\x63ounters\x18\r \x01(\x0b\x32\x14.qanchor.v1.Counters\x12\x16\n\x0euptime_seconds\x18\x0e \x01(\x01*e\n\x0cModalityKind\x12\x1d\n\x19MODALITY_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14MODALITY_KIND_EVENTS\x10\x01\x12\x1c\n\x18MODALITY_KIND_ATTRIBUTES\x10\x02\x32i\n\x11ServerInfoService\x12T\n\rGetServerInfo\x12 .qanchor.v1.GetServerInfoRequest\x1a!.qanchor.v1.GetServerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'qanchor.v1.server_info_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODALITYKIND']._serialized_start=819
-  _globals['_MODALITYKIND']._serialized_end=920
-  _globals['_MODALITY']._serialized_start=44
-  _globals['_MODALITY']._serialized_end=128
-  _globals['_POOLUSE']._serialized_start=130
-  _globals['_POOLUSE']._serialized_end=200
-  _globals['_COUNTERS']._serialized_start=203
-  _globals['_COUNTERS']._serialized_end=398
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=400
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=422
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=425
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=817
-  _globals['_SERVERINFOSERVICE']._serialized_start=922
-  _globals['_SERVERINFOSERVICE']._serialized_end=1027
+  _globals['_MODALITYKIND']._serialized_start=952
+  _globals['_MODALITYKIND']._serialized_end=1053
+  _globals['_MODALITY']._serialized_start=72
+  _globals['_MODALITY']._serialized_end=156
+  _globals['_TIERUSE']._serialized_start=159
+  _globals['_TIERUSE']._serialized_end=326
+  _globals['_COUNTERS']._serialized_start=329
+  _globals['_COUNTERS']._serialized_end=530
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=532
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=554
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=557
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=950
+  _globals['_SERVERINFOSERVICE']._serialized_start=1055
+  _globals['_SERVERINFOSERVICE']._serialized_end=1160
 # @@protoc_insertion_point(module_scope)

@@ -47,7 +47,7 @@ class ServerInfoServiceServicer:
     """
 
     def GetServerInfo(self, request, context):
-        """Tells model, limits, pool use and counters since start.
+        """Tells model, limits, use of the tiers and counters since start.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

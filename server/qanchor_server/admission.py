@@ -85,3 +85,11 @@ def check_append_id(append_id: str) -> None:
         raise InvalidInput(
             "append_id", append_id, f"at most {MAX_APPEND_ID_CHARS} characters", "hash it"
         )
+
+
+def check_pin_seconds(pin_seconds: int, max_pin_seconds: int) -> None:
+    """Raises InvalidInput for a longer pin than the server gives."""
+    if pin_seconds > max_pin_seconds:
+        raise InvalidInput(
+            "pin_seconds", pin_seconds, f"at most {max_pin_seconds}", "pin again before it ends"
+        )

@@ -11,10 +11,22 @@ class ServerConfig(Config, frozen=True, kw_only=True):
     """How one server process serves one bundle."""
 
     address: str = "127.0.0.1:50051"
-    """host:port to listen on; port 0 lets the system choose. No transport security: bind to a
-    trusted network or put a TLS proxy in front."""
+    """host:port to listen on; port 0 lets the system choose. Without tls_cert in the clear: bind to
+    a trusted network then."""
+    tls_cert: str = ""
+    """PEM file of the server's certificate chain; empty: no transport security."""
+    tls_key: str = ""
+    """PEM file of its private key."""
+    tls_client_ca: str = ""
+    """PEM file of a CA; callers must show a certificate of it. Empty: anybody may call."""
+    metrics_address: str = ""
+    """host:port of Prometheus metrics over HTTP (in the clear); empty: none."""
     data_dir: str = "qanchor-data"
     """Directory of the profile store; created when missing, used by one server at a time."""
+    scenarios: str = ""
+    """Scenario file, or directory whose *.json are: made with this bundle's checkpoint, their
+    scenarios replace or join the bundle's. Read again on SIGHUP and ReloadScenarios. Empty: none.
+    """
     engine: Literal["cpu", "cuda", "tensorrt"] = "cpu"
     """What runs the graphs: ONNX Runtime on the CPU, ONNX Runtime on an NVIDIA GPU (qanchor[gpu]),
     or TensorRT with plan files of `qanchor export --target tensorrt` (qanchor[tensorrt])."""
@@ -35,6 +47,23 @@ class ServerConfig(Config, frozen=True, kw_only=True):
     """engine=tensorrt: directory of plan sets; the one of this GPU, TensorRT and bundle is run."""
     kv_pool_bytes: int = 2 << 30
     """Most bytes of prefix keys and values held. More users stay encoded with more."""
+    kv_host_bytes: int = 512 << 20
+    """Host memory for users that the pool evicts, without their slots' padding; 0: none. Coming
+    back from it costs a copy instead of an encoding. Taken as it is needed, then kept."""
+    kv_disk_bytes: int = 4 << 30
+    """Disk for the same, also across restarts; 0: none. Goes through kv_host_bytes, which must
+    hold two of the longest prefixes."""
+    kv_disk_dir: str = ""
+    """Directory of those files, for one server alone; files of other models in it are deleted.
+    Empty: `kv` in data_dir."""
+    kv_ttl_seconds: float = 7 * 86_400
+    """Keys and values not used for so long are dropped from every tier; 0: never."""
+    kv_flush_seconds: float = 10.0
+    """After a drain, most time to put on disk what only the device holds."""
+    max_disk_read_seconds: float = 1.0
+    """When the disk has given nothing for so long, users that wait for it are encoded instead."""
+    max_pin_seconds: int = 86_400
+    """Longest that WarmProfile may keep a user on the device."""
     slab_ladder: tuple[int, ...] = (128, 256, 384, 512, 768, 1024, 1536, 2048)
     """Slot lengths in tokens; steps above the model's longest prefix are dropped and the longest
     prefix is added. Finer: less waste per slot, less reuse between users."""
@@ -49,6 +78,9 @@ class ServerConfig(Config, frozen=True, kw_only=True):
     """Most users in one suffix step; on CPUs users of few tokens cost a copy of keys and values."""
     max_suffix_run: int = 8
     """Suffix steps in a row while a prefill waits; then one prefill step runs."""
+    prefill_patience: float = 4.0
+    """How many times its own encoding time a prefix may be overtaken by shorter ones. 0: first in,
+    first out. More: shorter waits on average, longer ones for long profiles."""
     max_queue: int = 1024
     """Queries waiting or running; beyond, requests are refused with RESOURCE_EXHAUSTED."""
     max_queries_per_request: int = 64
@@ -75,18 +107,23 @@ class ServerConfig(Config, frozen=True, kw_only=True):
             "kv_pool_bytes", "chunk_len", "max_event_tokens_per_step", "max_step_tokens",
             "max_step_users", "max_suffix_run", "max_queue", "max_queries_per_request",
             "max_stream_in_flight", "max_profile_events", "max_message_bytes",
-            "event_vector_cache", "prepared_prefix_cache", "query_cache",
+            "event_vector_cache", "prepared_prefix_cache", "query_cache", "max_pin_seconds",
         )  # fmt: skip
         for name in positive:
             if getattr(self, name) < 1:
                 raise ConfigError(name, getattr(self, name), "must be at least 1", "raise it")
         not_negative = (
             "intra_op_threads", "device_id", "gpu_arena_bytes", "grace_seconds",
-            "clock_skew_seconds",
+            "clock_skew_seconds", "kv_host_bytes", "kv_disk_bytes", "kv_ttl_seconds",
+            "kv_flush_seconds", "prefill_patience", "max_disk_read_seconds",
         )  # fmt: skip
         for name in not_negative:
             if getattr(self, name) < 0:
                 raise ConfigError(name, getattr(self, name), "must not be negative", "use 0")
+        if bool(self.tls_cert) != bool(self.tls_key) or (self.tls_client_ca and not self.tls_cert):
+            raise ConfigError(
+                "tls_key", self.tls_key, "certificate and key belong together", "set both or none"
+            )
         if any(step < 1 for step in self.slab_ladder):
             raise ConfigError(
                 "slab_ladder", self.slab_ladder, "lengths must be at least 1", "remove it"
@@ -134,4 +171,11 @@ def check_against_model(
             config.kv_pool_bytes,
             f"must hold one prefix of {max_prefix_len} tokens ({needed} bytes)",
             f"set at least {needed}",
+        )
+    if config.kv_disk_bytes and config.kv_host_bytes < 2 * needed:
+        raise ConfigError(
+            "kv_host_bytes",
+            config.kv_host_bytes,
+            f"the disk tier needs two prefixes of {max_prefix_len} tokens ({2 * needed} bytes)",
+            f"set at least {2 * needed}, or kv_disk_bytes=0",
         )

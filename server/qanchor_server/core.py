@@ -6,26 +6,38 @@ Must not know grpc or wire messages. Coroutines run on the event loop.
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qanchor.bundle.packing import SuffixQuery
 from qanchor.bundle.reader import Bundle
 from qanchor.data.profile import Profile
-from qanchor_server.admission import Admission, check_append_id, check_user_id
+from qanchor_server.admission import (
+    Admission,
+    check_append_id,
+    check_pin_seconds,
+    check_user_id,
+)
+from qanchor_server.answers import Answer
 from qanchor_server.config import ServerConfig
+from qanchor_server.failures import Overloaded
+from qanchor_server.kv_pool import Found
 from qanchor_server.prefix_source import PreparedPrefix
 from qanchor_server.profiles.directory import ProfileDirectory
 from qanchor_server.profiles.store import Append
 from qanchor_server.resolve import Resolver
-from qanchor_server.worker import Answer, Worker
+from qanchor_server.scenario_catalog import Reloaded, ScenarioCatalog
+from qanchor_server.worker import Worker
+
+if TYPE_CHECKING:
+    from qanchor_server.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True)
 class ProfileState:
-    """What is stored of a user and whether exactly that is encoded."""
+    """What is stored of a user and where exactly that is encoded; None: nowhere."""
 
     prepared: PreparedPrefix
-    is_held: bool
+    found: Found | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +47,13 @@ class Core:
     config: ServerConfig
     bundle: Bundle
     resolver: Resolver
+    catalog: ScenarioCatalog
     admission: Admission
     directory: ProfileDirectory
     worker: Worker[Any]
     now_s: Callable[[], float]
     """Unix seconds."""
+    metrics: "Metrics | None"
 
     async def embed(
         self, user_id: str, queries: tuple[SuffixQuery, ...], timeout_s: float | None
@@ -51,9 +65,19 @@ class Core:
         self.admission.check_num_queries(len(queries))
         return await self._on_device(user_id, queries, timeout_s)
 
-    async def warm(self, user_id: str, timeout_s: float | None) -> Answer:
-        """Encode a user's current prefix. Raises as `embed`."""
-        return await self._on_device(user_id, (), timeout_s)
+    async def warm(self, user_id: str, pin_seconds: int, timeout_s: float | None) -> Answer:
+        """Bring a user's current prefix to the device, and keep it there for `pin_seconds`.
+
+        Raises as `embed`; Overloaded when too much is kept already, the prefix being warm.
+        """
+        check_pin_seconds(pin_seconds, self.config.max_pin_seconds)
+        answer = await self._on_device(user_id, (), timeout_s)
+        if pin_seconds and not await self.worker.keep(user_id, pin_seconds):
+            raise Overloaded(
+                f"pin_seconds={pin_seconds}: what is pinned leaves room for one prefix only; the "
+                "user is warm, not pinned"
+            )
+        return answer
 
     async def put(self, profile: Profile) -> PreparedPrefix:
         """Store a profile durably. Raises InvalidInput, Unavailable."""
@@ -76,8 +100,12 @@ class Core:
         self.admission.check_open()
         check_user_id(user_id)
         prepared = await self.directory.current(user_id)
-        held = await self.worker.find(user_id)
-        return ProfileState(prepared, held is not None and held.digest == prepared.ref.digest)
+        return ProfileState(prepared, await self.worker.find(prepared.ref))
+
+    async def reload_scenarios(self) -> Reloaded:
+        """Read the scenario files again. Raises InvalidInput, Unavailable."""
+        self.admission.check_open()
+        return await self.catalog.reload()
 
     async def delete(self, user_id: str) -> bool:
         """Delete a user everywhere; True when a profile was stored.
@@ -100,4 +128,7 @@ class Core:
         check_user_id(user_id)
         with self.admission.enter(max(1, len(queries))):
             prepared = await self.directory.current(user_id)
-            return await self.worker.embed(prepared, queries, timeout_s=timeout_s)
+            answer = await self.worker.embed(prepared, queries, timeout_s=timeout_s)
+        if self.metrics is not None:
+            self.metrics.note(answer)
+        return answer

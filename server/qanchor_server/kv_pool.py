@@ -11,7 +11,7 @@ A slot is FREE, RESERVED (being filled) or HELD (by one user):
 
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -28,6 +28,16 @@ class PrefixRef:
     num_tokens: int
     as_of_s: int
     """Unix seconds."""
+
+
+class Found(Enum):
+    """Where a prefix was when it was needed."""
+
+    DEVICE = "device"
+    HOST = "host"
+    DISK = "disk"
+    ENCODED = "encoded"
+    """Nowhere; it was encoded."""
 
 
 class SlotState(Enum):
@@ -70,6 +80,14 @@ class Room:
 
 
 @dataclass(frozen=True, slots=True)
+class Evicted:
+    """A user let go to make room; the slot keeps the numbers until it is filled or freed."""
+
+    prefix: PrefixRef
+    slot_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class SlotView:
     """One slot in a snapshot; `user_id` of the holder or of the reservation."""
 
@@ -102,6 +120,7 @@ class _Slot:
 class _Entry:
     prefix: PrefixRef
     slot_id: int
+    used_s: float
     pins: int = 0
 
 
@@ -109,18 +128,55 @@ class KvPool:
     """Slots of a few length classes within one byte budget, least recently used evicted first."""
 
     def __init__(
-        self, *, budget_bytes: int, bytes_per_token: int, capacities: Sequence[int]
+        self,
+        *,
+        budget_bytes: int,
+        bytes_per_token: int,
+        capacities: Sequence[int],
+        ttl_s: float = 0.0,
     ) -> None:
-        self._budget_bytes = budget_bytes
+        """`ttl_s`: users not used for so long are let go; 0: never."""
+        self.budget_bytes = budget_bytes
         self._bytes_per_token = bytes_per_token
         self._capacities = tuple(sorted(capacities))
         self._slots: dict[int, _Slot] = {}
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._reservations: dict[int, Reservation] = {}
         self._dropped: list[int] = []
+        self._evicted: list[Evicted] = []
+        self._keeps: dict[str, float] = {}
+        self._ttl_s = ttl_s
+        self._now_s = 0.0
         self._next_slot_id = 0
         self._used_bytes = 0
         self.num_evicted = 0
+
+    def advance(self, now_s: float) -> None:
+        """Set the time; end what was to be kept until now, let go of users past the ttl."""
+        self._now_s = now_s
+        if self._keeps:
+            self._keeps = {user: until for user, until in self._keeps.items() if until > now_s}
+        if not self._ttl_s:
+            return
+        # Least recently used first, so the first that is young enough ends the search.
+        for user_id, entry in list(self._entries.items()):
+            if entry.used_s > now_s - self._ttl_s:
+                return
+            if not self._is_pinned(user_id, entry):
+                self.evict(user_id)
+
+    def keep(self, user_id: str, until_s: float) -> bool:
+        """Keep a held user from eviction until then; False when too much is kept already.
+
+        What is not kept must always have room for one slot of the largest class.
+        """
+        if user_id not in self._entries:
+            return False
+        kept = self._keeps.keys() | {user_id}
+        if not self._leaves_room(kept):
+            return False
+        self._keeps[user_id] = max(until_s, self._keeps.get(user_id, until_s))
+        return True
 
     def find(self, user_id: str) -> PrefixRef | None:
         """The prefix held for a user, if any."""
@@ -133,6 +189,7 @@ class KvPool:
 
     def touch(self, user_id: str) -> None:
         """Mark a held user as used now."""
+        self._entries[user_id].used_s = self._now_s
         self._entries.move_to_end(user_id)
 
     def renew(self, prefix: PrefixRef) -> None:
@@ -162,10 +219,10 @@ class KvPool:
             )
         capacity = self._capacities[index]
         needed = capacity * self._bytes_per_token
-        if needed > self._budget_bytes:
+        if needed > self.budget_bytes:
             return Unserviceable(
                 f"num_tokens={prefix.num_tokens}: needs {needed} bytes, the pool has "
-                f"{self._budget_bytes}"
+                f"{self.budget_bytes}"
             )
         stale = self._entries.get(prefix.user_id)
         if stale and stale.pins:
@@ -178,8 +235,12 @@ class KvPool:
         if not isinstance(room, Room):
             return room
         for user_id in room.evict:
+            entry = self._entries[user_id]
             self.evict(user_id)
-            self.num_evicted += user_id != prefix.user_id
+            # The user's own older content is of no use to anybody.
+            if user_id != prefix.user_id:
+                self.num_evicted += 1
+                self._evicted.append(Evicted(entry.prefix, entry.slot_id))
         for slot_id in room.drop:
             self._drop(slot_id)
         slot_id = room.reuse if room.reuse is not None else self._add_slot(room.capacity)
@@ -195,7 +256,9 @@ class KvPool:
         self._slots[reservation.slot_id].state = SlotState.HELD
         prefix = reservation.prefix
         assert prefix.user_id not in self._entries
-        self._entries[prefix.user_id] = _Entry(prefix, reservation.slot_id)
+        self._entries[prefix.user_id] = _Entry(prefix, reservation.slot_id, self._now_s)
+        if prefix.user_id in self._keeps and not self._leaves_room(self._keeps.keys()):
+            del self._keeps[prefix.user_id]
 
     def release(self, reservation: Reservation) -> None:
         """Give a reserved slot back unfilled."""
@@ -216,6 +279,21 @@ class KvPool:
             if slot.state is SlotState.FREE and slot.last_user_id == user_id
         ]
 
+    def forget(self, user_id: str) -> None:
+        """Let go of a user, if held and unpinned, and of the wish to keep it."""
+        self._keeps.pop(user_id, None)
+        if user_id in self._entries:
+            self.evict(user_id)
+
+    def take_evicted(self) -> list[Evicted]:
+        """Users let go since the last call; to be copied elsewhere before the next step."""
+        evicted, self._evicted = self._evicted, []
+        return evicted
+
+    def held(self) -> list[tuple[PrefixRef, int]]:
+        """All held prefixes and their slots, least recently used first."""
+        return [(entry.prefix, entry.slot_id) for entry in self._entries.values()]
+
     def take_dropped(self) -> list[int]:
         """Slots dropped since the last call; their tensors must be freed before the next step."""
         dropped, self._dropped = self._dropped, []
@@ -234,7 +312,7 @@ class KvPool:
                 SlotView(slot_id, slot.capacity, slot.state, user_id, entry.pins if entry else 0)
             )
         return PoolSnapshot(
-            self._budget_bytes,
+            self.budget_bytes,
             self._bytes_per_token,
             self._used_bytes,
             self._capacities,
@@ -253,12 +331,16 @@ class KvPool:
 
     def _make_room(self, capacity: int, evict: tuple[str, ...]) -> Room | Deferred:
         needed = capacity * self._bytes_per_token
-        available = self._budget_bytes - self._used_bytes
+        available = self.budget_bytes - self._used_bytes
         spare = [slot_id for slot_id, slot in self._slots.items() if slot.state is SlotState.FREE]
         spare.extend(self._entries[user_id].slot_id for user_id in evict)
         drop: list[int] = []
         candidates = iter(
-            [e for user, e in self._entries.items() if not e.pins and user not in evict]
+            [
+                entry
+                for user_id, entry in self._entries.items()
+                if user_id not in evict and not self._is_pinned(user_id, entry)
+            ]
         )
         while True:
             for slot_id in spare:
@@ -276,6 +358,17 @@ class KvPool:
                 return Deferred()
             evict = (*evict, entry.prefix.user_id)
             spare = [entry.slot_id]
+
+    def _is_pinned(self, user_id: str, entry: _Entry) -> bool:
+        return entry.pins > 0 or user_id in self._keeps
+
+    def _leaves_room(self, kept: Iterable[str]) -> bool:
+        num_tokens = self._capacities[-1] + sum(
+            self._slots[self._entries[user_id].slot_id].capacity
+            for user_id in kept
+            if user_id in self._entries
+        )
+        return num_tokens * self._bytes_per_token <= self.budget_bytes
 
     def _add_slot(self, capacity: int) -> int:
         slot_id = self._next_slot_id

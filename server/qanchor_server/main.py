@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_reflection.v1alpha import reflection
@@ -22,22 +22,34 @@ from grpc_reflection.v1alpha import reflection
 from qanchor.bundle.reader import Bundle, open_bundle
 from qanchor.config import to_json
 from qanchor.data.profile import DAY_SECONDS
+from qanchor.errors import ConfigError, QAnchorError
 from qanchor_server.admission import Admission
 from qanchor_server.config import ServerConfig, check_against_model, slab_capacities
 from qanchor_server.core import Core
+from qanchor_server.disk_files import HEADER_BYTES, DiskFiles, FileIdentity
 from qanchor_server.engine import Engine
 from qanchor_server.health import Health
+from qanchor_server.kv_mover import KvMover
 from qanchor_server.kv_pool import KvPool
+from qanchor_server.kv_tiers import EXPIRE_EVERY, KvTiers, TierBudgets
 from qanchor_server.parity import check_parity
 from qanchor_server.prefix_encoder import PrefixEncoder
 from qanchor_server.profiles.directory import ProfileDirectory
 from qanchor_server.profiles.store import ProfileStore
 from qanchor_server.resolve import Resolver
+from qanchor_server.scenario_catalog import ScenarioCatalog
 from qanchor_server.scheduler import Scheduler, SchedulerLimits
 from qanchor_server.service import add_services
-from qanchor_server.worker import EngineParts, Worker, WorkerModel
+from qanchor_server.step_runner import EngineParts, WorkerModel
+from qanchor_server.tls import server_credentials
+from qanchor_server.worker import Pace, Worker
+
+if TYPE_CHECKING:
+    from qanchor_server.metrics import Metrics
 
 log = logging.getLogger(__name__)
+
+KV_DIR = "kv"
 
 
 class Server:
@@ -80,13 +92,18 @@ class Server:
             (*names, "grpc.health.v1.Health", reflection.SERVICE_NAME), self._grpc
         )
         try:
-            port = self._grpc.add_insecure_port(config.address)
-        except RuntimeError:
+            credentials = server_credentials(config)
+            if credentials is None:
+                port = self._grpc.add_insecure_port(config.address)
+            else:
+                port = self._grpc.add_secure_port(config.address, credentials)
+        except (RuntimeError, ConfigError):
             await self.core.directory.close()
             raise
         await self._grpc.start()
+        self._loop = asyncio.get_running_loop()
         self.core.worker.start(
-            asyncio.get_running_loop(),
+            self._loop,
             self._prepare,
             on_ready=self._on_ready,
             on_fatal=self._on_fatal,
@@ -107,6 +124,18 @@ class Server:
         """Begin the drain."""
         self._stop.set()
 
+    def request_reload(self) -> None:
+        """Begin to read the scenario files again; the outcome is logged."""
+        self._reloading = asyncio.create_task(self._reload())
+
+    async def _reload(self) -> None:
+        try:
+            reloaded = await self.core.reload_scenarios()
+        except QAnchorError as error:
+            log.error("scenarios not reloaded: %s", error)
+            return
+        log.info("scenarios changed: %s, removed: %s", reloaded.changed, reloaded.removed)
+
     async def wait_closed(self) -> int:
         """Wait for the end of the drain; returns the exit code."""
         assert self._closing is not None
@@ -123,7 +152,36 @@ class Server:
             max_cached_texts=self._config.event_vector_cache,
         )
         check_parity(engine, encoder, self._bundle)
-        return EngineParts(engine, encoder)
+        files = self._open_disk_tier(engine.slot_layout)
+        return EngineParts(
+            engine, encoder, KvMover(engine, files, host_bytes=self._config.kv_host_bytes)
+        )
+
+    def _open_disk_tier(self, layout: str) -> DiskFiles | None:
+        """Take in what an earlier run left of this model; without a usable disk: None.
+
+        Files of users whose profile is no longer stored are deleted.
+        """
+        config = self._config
+        if not config.kv_disk_bytes:
+            return None
+        directory = Path(config.kv_disk_dir or Path(config.data_dir) / KV_DIR)
+        identity = FileIdentity(self._bundle.manifest.model_id, layout)
+        try:
+            files = DiskFiles(directory, identity)
+            found = list(files.scan())
+            stored = asyncio.run_coroutine_threadsafe(
+                self.core.directory.stored([file.content.user_id for file in found]), self._loop
+            ).result()
+            kept = [file for file in found if file.content.user_id in stored]
+            left_out = self.core.worker.adopt(kept, time.time())
+            for file_id in left_out + [file.file_id for file in found if file not in kept]:
+                files.unlink(file_id)
+        except OSError as error:
+            log.error("kv_disk_dir=%s: %s; the disk tier is off", directory, error)
+            return None
+        log.info("disk tier: %d users of an earlier run in %s", len(kept), directory)
+        return files
 
     def _on_ready(self) -> None:
         self._serving = asyncio.create_task(self._begin_serving())
@@ -147,6 +205,8 @@ class Server:
         self.core.worker.stop()
         await self.core.worker.join()
         await self.core.directory.close()
+        if self.core.metrics is not None:
+            await asyncio.to_thread(self.core.metrics.close)
 
 
 async def run(
@@ -162,6 +222,7 @@ async def run(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.request_stop)
+    loop.add_signal_handler(signal.SIGHUP, server.request_reload)
     if await server.wait_ready():
         host = config.address.rpartition(":")[0]
         manifest = bundle.manifest
@@ -203,35 +264,73 @@ def _make_core(config: ServerConfig, bundle: Bundle, now_s: Callable[[], float])
         budget_bytes=config.kv_pool_bytes,
         bytes_per_token=kv_bytes_per_token,
         capacities=slab_capacities(config.slab_ladder, manifest.limits.max_prefix_len),
+        ttl_s=config.kv_ttl_seconds,
+    )
+    tiers = KvTiers(
+        TierBudgets(
+            host_bytes=config.kv_host_bytes,
+            disk_bytes=config.kv_disk_bytes,
+            bytes_per_token=kv_bytes_per_token,
+            header_bytes=HEADER_BYTES,
+            ttl_s=config.kv_ttl_seconds,
+        )
     )
     limits = SchedulerLimits(
         max_step_tokens=config.max_step_tokens,
         max_step_users=config.max_step_users,
         max_suffix_run=config.max_suffix_run,
+        prefill_patience=config.prefill_patience,
+        max_read_seconds=config.max_disk_read_seconds,
     )
+    ttl_s = config.kv_ttl_seconds
+    pace = Pace(idle_s=ttl_s / EXPIRE_EVERY or None, flush_s=config.kv_flush_seconds)
     model = WorkerModel(
         user_emb=manifest.tokens.user_emb,
         hidden_dim=manifest.dims.hidden_dim,
         embedding_dim=manifest.dims.embedding_dim,
     )
+    resolver = Resolver(bundle, max_cached_queries=config.query_cache)
+    scenarios = Path(config.scenarios) if config.scenarios else None
+    catalog = ScenarioCatalog(bundle, scenarios, resolver)
+    admission = Admission(
+        max_queue=config.max_queue, max_queries_per_request=config.max_queries_per_request
+    )
+    worker: Worker[Any] = Worker(
+        pool=pool,
+        tiers=tiers,
+        scheduler=Scheduler(pool, tiers, limits),
+        model=model,
+        pace=pace,
+        clock=time.monotonic,
+    )
+    directory = ProfileDirectory(
+        lambda: ProfileStore(
+            Path(config.data_dir),
+            window_s=manifest.profile_schema.window_days * DAY_SECONDS,
+            max_events=config.max_profile_events,
+        ),
+        manifest,
+        max_prepared=config.prepared_prefix_cache,
+    )
     return Core(
         config=config,
         bundle=bundle,
-        resolver=Resolver(bundle, max_cached_queries=config.query_cache),
-        admission=Admission(
-            max_queue=config.max_queue, max_queries_per_request=config.max_queries_per_request
-        ),
-        directory=ProfileDirectory(
-            lambda: ProfileStore(
-                Path(config.data_dir),
-                window_s=manifest.profile_schema.window_days * DAY_SECONDS,
-                max_events=config.max_profile_events,
-            ),
-            manifest,
-            max_prepared=config.prepared_prefix_cache,
-        ),
-        worker=Worker(
-            pool=pool, scheduler=Scheduler(pool, limits), model=model, clock=time.monotonic
-        ),
+        resolver=resolver,
+        catalog=catalog,
+        admission=admission,
+        directory=directory,
+        worker=worker,
         now_s=now_s,
+        metrics=_make_metrics(config, worker, admission, manifest.model_id),
     )
+
+
+def _make_metrics(
+    config: ServerConfig, worker: Worker[Any], admission: Admission, model_id: str
+) -> "Metrics | None":
+    if not config.metrics_address:
+        return None
+    # Only here: a server without metrics runs without the package.
+    from qanchor_server.metrics import Metrics
+
+    return Metrics(config.metrics_address, worker=worker, admission=admission, model_id=model_id)

@@ -1,6 +1,7 @@
 """Queries as suffix tokens: scenarios resolved once, free text per request.
 
-Must not know grpc or an engine's device. `Resolver` is used from the event loop thread only.
+Must not know grpc or an engine's device. `Resolver` is used from the event loop thread only, but
+for `check`.
 """
 
 from collections import OrderedDict
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from qanchor.bundle.packing import SuffixQuery, scenario_suffix
 from qanchor.bundle.reader import Bundle
 from qanchor.config import Scenario, nearest
-from qanchor.errors import BundleError, ConfigError, InvalidInput
+from qanchor.errors import BundleError, InvalidInput
 
 MAX_CHARS_PER_TOKEN = 64
 
@@ -31,9 +32,18 @@ class Resolver:
         self._bundle = bundle
         self._max_cached_queries = max_cached_queries
         self._free_text: OrderedDict[str, ResolvedQuery] = OrderedDict()
-        self._scenarios = {
-            scenario.name: self._resolve_scenario(scenario) for scenario in bundle.scenarios
-        }
+        try:
+            self.replace(bundle.scenarios)
+        except InvalidInput as error:
+            raise BundleError(f"{bundle.path}: {error}") from None
+
+    def replace(self, scenarios: Iterable[Scenario]) -> None:
+        """Know these scenarios from now on. Raises InvalidInput; then nothing has changed."""
+        self._scenarios = self._resolve_all(scenarios)
+
+    def check(self, scenarios: Iterable[Scenario]) -> None:
+        """Raise InvalidInput for scenarios that `replace` would refuse. From any thread."""
+        self._resolve_all(scenarios)
 
     def scenarios(self) -> Iterable[tuple[Scenario, SuffixQuery]]:
         """All scenarios, by name."""
@@ -82,15 +92,19 @@ class Resolver:
             self._free_text.popitem(last=False)
         return resolved
 
+    def _resolve_all(self, scenarios: Iterable[Scenario]) -> dict[str, ResolvedQuery]:
+        return {scenario.name: self._resolve_scenario(scenario) for scenario in scenarios}
+
     def _resolve_scenario(self, scenario: Scenario) -> ResolvedQuery:
         manifest = self._bundle.manifest
-        try:
-            suffix = scenario_suffix(scenario, self._bundle.encode_query, manifest.dims.hidden_dim)
-        except ConfigError as error:
-            raise BundleError(f"scenario {scenario.name!r}: {error}") from None
-        if suffix.suffix_len > manifest.limits.max_query_len:
-            raise BundleError(
-                f"scenario {scenario.name!r}: {suffix.suffix_len} suffix tokens, limits allow "
-                f"{manifest.limits.max_query_len}; shorten its question"
+        suffix = scenario_suffix(scenario, self._bundle.encode_query, manifest.dims.hidden_dim)
+        limit = manifest.limits.max_query_len
+        if suffix.suffix_len > limit:
+            raise InvalidInput(
+                f"{scenario.name}.question",
+                scenario.question,
+                f"{suffix.suffix_len} suffix tokens with soft prompt and <USER_EMB>, limits allow "
+                f"{limit}",
+                "shorten its question or compile it",
             )
         return ResolvedQuery(suffix, scenario)

@@ -4,10 +4,13 @@ Pure: no numpy, no grpc, no clock but the `now_s` passed in. Not thread-safe: ca
 thread only. One step is a transaction:
 
 1. `submit` puts a job behind its user's prefix; jobs of one prefix share one prefill.
-2. `plan` drops expired jobs, then gives the next step, its slot already reserved.
-3. The worker runs the step, then calls `commit` or `roll_back`; nothing else in between.
+2. `plan` drops expired jobs, then gives the next step, its slot already reserved, and the moves
+   between tiers that must come before it.
+3. The worker makes the moves, runs the step, then calls `commit` or `roll_back`; nothing else in
+   between but `move_done`.
 
-Suffix steps go first; after `max_suffix_run` of them in a row a waiting prefill gets one step.
+Restores cost a copy and go first, at most `max_step_users` of them in a row. Suffix steps go
+before prefills; after `max_suffix_run` of them in a row a waiting prefill gets one step.
 A user's waiting jobs stand in groups, one per prefix content, oldest first; only the first group
 of a user is worked on. A job joins the oldest group that is not older than the prefix it brings,
 so a reply never rests on an older profile than the one current when the request arrived.
@@ -17,7 +20,16 @@ import heapq
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
-from qanchor_server.kv_pool import Deferred, KvPool, PrefixRef, Reservation, Unserviceable
+from qanchor_server.kv_pool import (
+    Deferred,
+    Found,
+    KvPool,
+    PrefixRef,
+    Reservation,
+    Unserviceable,
+)
+from qanchor_server.kv_tiers import Forgetting, KvTiers, Move, Read
+from qanchor_server.prefix_queue import PrefixQueue
 from qanchor_server.steps import (
     Dropped,
     Finished,
@@ -26,6 +38,7 @@ from qanchor_server.steps import (
     Plan,
     PrefillStep,
     Reason,
+    RestoreStep,
     Step,
     SuffixStep,
     UserSlice,
@@ -41,12 +54,16 @@ class SchedulerLimits:
     max_step_tokens: int
     max_step_users: int
     max_suffix_run: int
+    prefill_patience: float = 0.0
+    """How many times its own encoding time a prefix may be overtaken by shorter ones."""
+    max_read_seconds: float = 1.0
+    """A disk that gives nothing for so long is not waited for."""
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
     job: Job
-    was_encoded: bool
+    is_hit: bool
     next_query: int = 0
     prefill_seconds: float = 0.0
     suffix_seconds: float = 0.0
@@ -58,25 +75,32 @@ class _Group:
     source: object
     is_ready: bool = False
     """Held in the pool and pinned. Only the first group of a user can be."""
+    found: Found = Found.DEVICE
+    """Where the prefix was before it was ready."""
     jobs: OrderedDict[int, _Waiting] = field(default_factory=OrderedDict)
 
 
 class Scheduler:
     """Queues of jobs by user and the choice of the next step."""
 
-    def __init__(self, pool: KvPool, limits: SchedulerLimits) -> None:
+    def __init__(self, pool: KvPool, tiers: KvTiers, limits: SchedulerLimits) -> None:
         self._pool = pool
+        self._tiers = tiers
         self._limits = limits
         self._users: dict[str, deque[_Group]] = {}
         self._groups_by_job: dict[int, _Group] = {}
         self._ready: OrderedDict[str, None] = OrderedDict()
-        self._prefill: OrderedDict[str, None] = OrderedDict()
+        self._queue = PrefixQueue(
+            tiers, patience=limits.prefill_patience, max_read_s=limits.max_read_seconds
+        )
         self._reservation: Reservation | None = None
+        self._encoding_seconds = 0.0
         self._deadlines: list[tuple[float, int]] = []
         self._tombstones: OrderedDict[str, int] = OrderedDict()
         self._dropped: list[Dropped] = []
         self._finished: list[Finished] = []
         self._suffix_run = 0
+        self._restore_run = 0
 
     @property
     def num_jobs(self) -> int:
@@ -94,7 +118,7 @@ class Scheduler:
             self._dropped.append(Dropped(job.job_id, Reason.DELETED))
             return
         group = self._group_for(job)
-        group.jobs[job.job_id] = _Waiting(job, was_encoded=not group.is_ready)
+        group.jobs[job.job_id] = _Waiting(job, is_hit=group.is_ready)
         self._groups_by_job[job.job_id] = group
         if job.deadline_s is not None:
             heapq.heappush(self._deadlines, (job.deadline_s, job.job_id))
@@ -106,11 +130,11 @@ class Scheduler:
         if job_id in self._groups_by_job:
             self._drop(job_id, Reason.CANCELLED)
 
-    def forget(self, user_id: str, version: int) -> list[int]:
+    def forget(self, user_id: str, version: int) -> tuple[list[int], Forgetting]:
         """Drop all that rests on the user's profile up to `version`: jobs, encoding, held prefix.
 
         Jobs that arrive later with such a version are dropped too. Returns the free slots that
-        still hold numbers of the user; the worker clears them.
+        still hold numbers of the user, which the worker clears, and what leaves the other tiers.
         """
         self._tombstones[user_id] = version
         self._tombstones.move_to_end(user_id)
@@ -122,8 +146,8 @@ class Scheduler:
                     self._drop(job_id, Reason.DELETED)
         held = self._pool.find(user_id)
         if held is not None and held.version <= version:
-            self._pool.evict(user_id)
-        return self._pool.residue(user_id)
+            self._pool.forget(user_id)
+        return self._pool.residue(user_id), self._tiers.forget(user_id)
 
     def plan(self, now_s: float) -> Plan:
         """Drop what expired and choose the next step."""
@@ -131,27 +155,38 @@ class Scheduler:
             _, job_id = heapq.heappop(self._deadlines)
             if job_id in self._groups_by_job:
                 self._drop(job_id, Reason.EXPIRED)
-        step: Step | None = None
-        if self._ready and self._suffix_run < self._limits.max_suffix_run:
-            step = self._suffix_step()
-        if step is None:
-            step = self._prefill_step()
-        if step is None and self._ready:
-            step = self._suffix_step()
+        self._pool.advance(now_s)
+        self._tiers.advance(now_s)
+        self._queue.advance(now_s)
+        step = self._next_step()
+        for evicted in self._pool.take_evicted():
+            self._tiers.demote(evicted.prefix, evicted.slot_id)
         dropped, self._dropped = tuple(self._dropped), []
         finished, self._finished = tuple(self._finished), []
-        return Plan(step, dropped, finished)
+        return Plan(step, tuple(self._tiers.take_moves()), dropped, finished)
+
+    def move_done(self, move: Move, is_ok: bool) -> tuple[Move, ...]:
+        """Book a move that ended; returns the moves that follow from it."""
+        self._tiers.done(move, is_ok)
+        if isinstance(move, Read):
+            content = move.host.content
+            self._queue.read_ended(content.user_id, content.digest, is_ok)
+        return tuple(self._tiers.take_moves())
 
     def commit(self, step: Step, *, seconds: float, is_encoded: bool = False) -> None:
         """Book a step that ran; `is_encoded` when a prefill step was the prefix's last.
 
         Jobs that are finished come out of the next `plan`.
         """
+        self._restore_run = self._restore_run + 1 if isinstance(step, RestoreStep) else 0
         if isinstance(step, PrefillStep):
             self._suffix_run = 0
             self._commit_prefill(step, seconds, is_encoded)
             return
-        self._suffix_run = self._suffix_run + 1 if self._prefill else 0
+        if isinstance(step, RestoreStep):
+            self._commit_restore(step, seconds)
+            return
+        self._suffix_run = self._suffix_run + 1 if len(self._queue) else 0
         for user in step.users:
             group = self._users[user.prefix.user_id][0]
             self._pool.touch(user.prefix.user_id)
@@ -163,7 +198,14 @@ class Scheduler:
             self._finish_done(group)
 
     def roll_back(self, step: Step, detail: str) -> None:
-        """Undo a step that failed: its reservation is released, its jobs leave as RETRYABLE."""
+        """Undo a step that failed: its reservation is released, its jobs leave as RETRYABLE.
+
+        A restore that failed costs an encoding, and no job.
+        """
+        if isinstance(step, RestoreStep):
+            self._pool.release(step.reservation)
+            self._queue.cannot_restore(step.reservation.prefix.user_id)
+            return
         if isinstance(step, PrefillStep):
             group = self._users[step.reservation.prefix.user_id][0]
             job_ids = list(group.jobs)
@@ -181,7 +223,7 @@ class Scheduler:
             if held and held.version > prefix.version and held.digest != prefix.digest:
                 prefix = held
             self._users[user_id] = deque([_Group(prefix, job.source)])
-            self._activate(user_id)
+            self._activate(user_id, job.arrival_s)
             return self._users[user_id][0]
         for group in groups:
             if group.prefix.version >= job.prefix.version:
@@ -195,14 +237,15 @@ class Scheduler:
         groups.append(_Group(job.prefix, job.source))
         return groups[-1]
 
-    def _activate(self, user_id: str) -> None:
-        """Make the user's first group ready when its prefix is held, else queue its prefill."""
+    def _activate(self, user_id: str, arrival_s: float) -> None:
+        """Make the user's first group ready when its prefix is held, else queue its prefix."""
         group = self._users[user_id][0]
         held = self._pool.find(user_id)
         if held is None or held.digest != group.prefix.digest:
-            self._prefill[user_id] = None
+            self._queue.add(group.prefix, arrival_s)
             return
         self._pool.renew(group.prefix)
+        group.found = Found.DEVICE
         self._make_ready(group)
 
     def _make_ready(self, group: _Group) -> None:
@@ -213,6 +256,28 @@ class Scheduler:
         self._pool.touch(user_id)
         self._ready[user_id] = None
         self._finish_done(group)
+
+    def _next_step(self) -> Step | None:
+        may_restore = self._restore_run < self._limits.max_step_users
+        step: Step | None = self._restore_step() if may_restore else None
+        if step is None and self._ready and self._suffix_run < self._limits.max_suffix_run:
+            step = self._suffix_step()
+        if step is None:
+            step = self._prefill_step()
+        if step is None and self._ready:
+            step = self._suffix_step()
+        return step if step or may_restore else self._restore_step()
+
+    def _restore_step(self) -> RestoreStep | None:
+        while (restore := self._queue.next_restore()) is not None:
+            prefix, found = restore
+            outcome = self._reserve(prefix)
+            if isinstance(outcome, Deferred):
+                return None
+            if isinstance(outcome, Reservation):
+                entry = self._tiers.wanted(prefix.user_id)
+                return RestoreStep(outcome, entry.place, entry.content.num_bytes, found)
+        return None
 
     def _suffix_step(self) -> SuffixStep | None:
         room = self._limits.max_step_tokens
@@ -227,32 +292,53 @@ class Scheduler:
         return SuffixStep(tuple(users)) if users else None
 
     def _prefill_step(self) -> PrefillStep | None:
-        while self._prefill:
-            user_id = next(iter(self._prefill))
-            group = self._users[user_id][0]
-            if self._reservation is None:
-                outcome = self._pool.reserve(group.prefix)
-                if isinstance(outcome, Deferred):
-                    return None
-                if isinstance(outcome, Unserviceable):
-                    for job_id in tuple(group.jobs):
-                        self._drop(job_id, Reason.UNSERVICEABLE, outcome.rule)
-                    continue
+        while self._reservation is None:
+            prefix = self._queue.next_encoding()
+            if prefix is None:
+                return None
+            outcome = self._reserve(prefix)
+            if isinstance(outcome, Deferred):
+                return None
+            if isinstance(outcome, Reservation):
                 self._reservation = outcome
-            return PrefillStep(self._reservation, group.source)
-        return None
+                self._encoding_seconds = 0.0
+        group = self._users[self._reservation.prefix.user_id][0]
+        return PrefillStep(self._reservation, group.source)
+
+    def _reserve(self, prefix: PrefixRef) -> Reservation | Deferred | Unserviceable:
+        """Reserve a slot; jobs whose prefix fits none are dropped."""
+        outcome = self._pool.reserve(prefix)
+        if isinstance(outcome, Unserviceable):
+            for job_id in tuple(self._users[prefix.user_id][0].jobs):
+                self._drop(job_id, Reason.UNSERVICEABLE, outcome.rule)
+        return outcome
 
     def _commit_prefill(self, step: PrefillStep, seconds: float, is_encoded: bool) -> None:
-        user_id = step.reservation.prefix.user_id
-        group = self._users[user_id][0]
+        prefix = step.reservation.prefix
+        group = self._users[prefix.user_id][0]
+        self._encoding_seconds += seconds
         for waiting in group.jobs.values():
             waiting.prefill_seconds += seconds
-        if not is_encoded:
-            return
-        self._reservation = None
-        self._pool.commit(step.reservation)
+        if is_encoded:
+            self._reservation = None
+            self._queue.note_encoding(prefix.num_tokens, self._encoding_seconds)
+            self._hold(step.reservation, Found.ENCODED)
+
+    def _commit_restore(self, step: RestoreStep, seconds: float) -> None:
+        user_id = step.reservation.prefix.user_id
+        for waiting in self._users[user_id][0].jobs.values():
+            waiting.prefill_seconds += seconds
+        self._tiers.restored(user_id, step.found)
+        self._hold(step.reservation, step.found)
+
+    def _hold(self, reservation: Reservation, found: Found) -> None:
+        """A slot is filled: what waited for it is ready."""
+        user_id = reservation.prefix.user_id
+        group = self._users[user_id][0]
+        self._pool.commit(reservation)
         self._pool.renew(group.prefix)
-        del self._prefill[user_id]
+        self._queue.discard(user_id)
+        group.found = found
         self._make_ready(group)
 
     def _finish_done(self, group: _Group) -> None:
@@ -262,7 +348,7 @@ class Scheduler:
                 Finished(
                     job_id=waiting.job.job_id,
                     prefix=group.prefix,
-                    was_encoded=waiting.was_encoded,
+                    found=Found.DEVICE if waiting.is_hit else group.found,
                     arrival_s=waiting.job.arrival_s,
                     prefill_seconds=waiting.prefill_seconds,
                     suffix_seconds=waiting.suffix_seconds,
@@ -292,12 +378,13 @@ class Scheduler:
             self._pool.unpin(user_id)
             del self._ready[user_id]
         else:
-            del self._prefill[user_id]
+            self._queue.discard(user_id)
             if self._reservation and self._reservation.prefix.user_id == user_id:
                 self._pool.release(self._reservation)
                 self._reservation = None
         if groups:
-            self._activate(user_id)
+            oldest = next(iter(groups[0].jobs.values()))
+            self._activate(user_id, oldest.job.arrival_s)
         else:
             del self._users[user_id]
 

@@ -154,7 +154,9 @@ class ProfileService(profile_pb2_grpc.ProfileServiceServicer):
     ) -> profile_pb2.WarmProfileResponse:
         """Answers when the prefix is on the device."""
         try:
-            answer = await self._core.warm(request.user_id, context.time_remaining())
+            answer = await self._core.warm(
+                request.user_id, request.pin_seconds, context.time_remaining()
+            )
         except QAnchorError as error:
             await abort(context, error)
         return profile_pb2.WarmProfileResponse(
@@ -170,20 +172,19 @@ class ProfileService(profile_pb2_grpc.ProfileServiceServicer):
         except QAnchorError as error:
             await abort(context, error)
         ref = state.prepared.ref
-        device, absent = embedding_pb2.CACHE_STATE_DEVICE, embedding_pb2.CACHE_STATE_ABSENT
         return profile_pb2.GetProfileStateResponse(
             prefix_version=ref.version,
             digest=ref.digest,
             as_of=wire.timestamp(ref),
             num_prefix_tokens=ref.num_tokens,
             num_prefix_events=sum(state.prepared.rendered.num_events),
-            cache_state=device if state.is_held else absent,
+            cache_state=wire.cache_state(state.found),
         )
 
     async def DeleteProfile(
         self, request: profile_pb2.DeleteProfileRequest, context: Context
     ) -> profile_pb2.DeleteProfileResponse:
-        """Gone from disk, memory and device when answered."""
+        """Gone from store, device, host memory and disk when answered."""
         try:
             was_stored = await self._core.delete(request.user_id)
         except QAnchorError as error:
@@ -202,32 +203,34 @@ class ProfileService(profile_pb2_grpc.ProfileServiceServicer):
 
 
 class ScenarioService(scenario_pb2_grpc.ScenarioServiceServicer):
-    """Lists the bundle's scenarios."""
+    """Lists the scenarios and has their files read again."""
 
     def __init__(self, core: Core) -> None:
-        self._response = scenario_pb2.ListScenariosResponse(
-            scenarios=[
-                scenario_pb2.Scenario(
-                    name=scenario.name,
-                    version=scenario.version,
-                    question=scenario.question,
-                    domain=scenario.domain,
-                    num_prompt_rows=suffix.num_prompt_rows,
-                    num_suffix_tokens=suffix.suffix_len,
-                )
-                for scenario, suffix in core.resolver.scenarios()
-            ]
-        )
+        self._core = core
 
     async def ListScenarios(
         self, request: scenario_pb2.ListScenariosRequest, context: Context
     ) -> scenario_pb2.ListScenariosResponse:
         """All of them, by name."""
-        return self._response
+        return scenario_pb2.ListScenariosResponse(scenarios=wire.scenarios(self._core.resolver))
+
+    async def ReloadScenarios(
+        self, request: scenario_pb2.ReloadScenariosRequest, context: Context
+    ) -> scenario_pb2.ReloadScenariosResponse:
+        """All files or none."""
+        try:
+            reloaded = await self._core.reload_scenarios()
+        except QAnchorError as error:
+            await abort(context, error)
+        return scenario_pb2.ReloadScenariosResponse(
+            changed=reloaded.changed,
+            removed=reloaded.removed,
+            scenarios=wire.scenarios(self._core.resolver),
+        )
 
 
 class ServerInfoService(server_info_pb2_grpc.ServerInfoServiceServicer):
-    """Describes model, limits, pool and counters."""
+    """Describes model, limits, tiers and counters."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -261,18 +264,24 @@ class ServerInfoService(server_info_pb2_grpc.ServerInfoServiceServicer):
                 )
                 for spec in schema.modalities
             ],
-            pool=self._pool_use(),
+            tiers=self._tiers(),
             counters=self._counters(),
             uptime_seconds=time.monotonic() - self._start_s,
         )
 
-    def _pool_use(self) -> server_info_pb2.PoolUse:
-        stats = self._core.worker.stats
-        return server_info_pb2.PoolUse(
-            budget_bytes=self._core.config.kv_pool_bytes,
-            used_bytes=stats.pool_bytes,
-            num_users=stats.pool_users,
-        )
+    def _tiers(self) -> list[server_info_pb2.TierUse]:
+        return [
+            server_info_pb2.TierUse(
+                tier=wire.cache_state(found),
+                budget_bytes=use.budget_bytes,
+                used_bytes=use.used_bytes,
+                num_users=use.num_users,
+                num_hits=use.num_hits,
+                num_evicted=use.num_evicted,
+                num_failed=use.num_failed,
+            )
+            for found, use in self._core.worker.stats.tiers.items()
+        ]
 
     def _counters(self) -> server_info_pb2.Counters:
         stats = self._core.worker.stats
@@ -281,7 +290,7 @@ class ServerInfoService(server_info_pb2_grpc.ServerInfoServiceServicer):
             num_encoded=stats.num_encoded,
             num_suffix_steps=stats.num_suffix_steps,
             num_prefill_steps=stats.num_prefill_steps,
-            num_evicted=stats.num_evicted,
+            num_restore_steps=stats.num_restore_steps,
             num_expired=stats.num_expired,
             num_cancelled=stats.num_cancelled,
             num_overloaded=self._core.admission.num_overloaded,

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from qanchor_server.kv_pool import PrefixRef, Reservation
+from qanchor_server.kv_pool import Found, PrefixRef, Reservation
+from qanchor_server.kv_tiers import Move
 
 
 class Reason(Enum):
@@ -63,7 +64,19 @@ class PrefillStep:
     source: object
 
 
-Step = SuffixStep | PrefillStep
+@dataclass(frozen=True, slots=True)
+class RestoreStep:
+    """Copy one prefix from host memory into a slot; about as long as the copy of its bytes."""
+
+    reservation: Reservation
+    place: int
+    """Offset in host memory."""
+    num_bytes: int
+    found: Found
+    """HOST, or DISK when it was read from there for this."""
+
+
+Step = SuffixStep | PrefillStep | RestoreStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +94,8 @@ class Finished:
 
     job_id: int
     prefix: PrefixRef
-    was_encoded: bool
-    """The job waited for its prefix to be encoded."""
+    found: Found
+    """Where its prefix was; what the job had to wait for."""
     arrival_s: float
     prefill_seconds: float
     suffix_seconds: float
@@ -93,5 +106,7 @@ class Plan:
     """The next step, or None when there is nothing to run; and what left the queue."""
 
     step: Step | None
+    moves: tuple[Move, ...]
+    """To make or to start before the step, in this order."""
     dropped: tuple[Dropped, ...]
     finished: tuple[Finished, ...]

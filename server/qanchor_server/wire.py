@@ -13,18 +13,32 @@ from qanchor.bundle.manifest import Manifest
 from qanchor.config import ProfileSchema
 from qanchor.data.profile import MAX_TEXT_CHARS, Event, Profile, validate_event
 from qanchor.errors import InvalidInput
-from qanchor.v1 import embedding_pb2, profile_pb2
+from qanchor.v1 import embedding_pb2, profile_pb2, scenario_pb2
+from qanchor_server.answers import Answer
 from qanchor_server.engine import FloatArray
-from qanchor_server.kv_pool import PrefixRef
+from qanchor_server.kv_pool import Found, PrefixRef
 from qanchor_server.profiles.store import Append
 from qanchor_server.resolve import ResolvedQuery, Resolver
-from qanchor_server.worker import Answer
 
 _ENCODINGS = {
     embedding_pb2.VECTOR_ENCODING_FLOAT32_BYTES: "FLOAT32_BYTES",
     embedding_pb2.VECTOR_ENCODING_FLOAT16_BYTES: "FLOAT16_BYTES",
     embedding_pb2.VECTOR_ENCODING_FLOAT_LIST: "FLOAT_LIST",
 }
+
+
+_CACHE_STATES = {
+    Found.DEVICE: embedding_pb2.CACHE_STATE_DEVICE,
+    Found.HOST: embedding_pb2.CACHE_STATE_HOST,
+    Found.DISK: embedding_pb2.CACHE_STATE_DISK,
+    Found.ENCODED: embedding_pb2.CACHE_STATE_ENCODED_NOW,
+    None: embedding_pb2.CACHE_STATE_ABSENT,
+}
+
+
+def cache_state(found: Found | None) -> embedding_pb2.CacheState:
+    """The wire form of where a prefix is; None: nowhere."""
+    return _CACHE_STATES[found]
 
 
 def parse_queries(
@@ -42,6 +56,21 @@ def parse_queries(
         resolve = resolver.scenario if kind == "scenario" else resolver.text
         resolved.append(resolve(getattr(query, kind), where))
     return tuple(resolved)
+
+
+def scenarios(resolver: Resolver) -> list[scenario_pb2.Scenario]:
+    """All scenarios the server knows, by name."""
+    return [
+        scenario_pb2.Scenario(
+            name=scenario.name,
+            version=scenario.version,
+            question=scenario.question,
+            domain=scenario.domain,
+            num_prompt_rows=suffix.num_prompt_rows,
+            num_suffix_tokens=suffix.suffix_len,
+        )
+        for scenario, suffix in resolver.scenarios()
+    ]
 
 
 def check_encoding(encoding: int) -> None:
@@ -89,13 +118,12 @@ def vector(vector_Z: FloatArray, encoding: int) -> embedding_pb2.Vector:
 
 def provenance(answer: Answer, manifest: Manifest) -> embedding_pb2.Provenance:
     """What a reply rests on."""
-    encoded = embedding_pb2.CACHE_STATE_ENCODED_NOW
     return embedding_pb2.Provenance(
         model_id=manifest.model_id,
         export_id=manifest.export_id,
         prefix_version=answer.prefix.version,
         as_of=Timestamp(seconds=answer.prefix.as_of_s),
-        cache_state=encoded if answer.was_encoded else embedding_pb2.CACHE_STATE_DEVICE,
+        cache_state=cache_state(answer.found),
         num_prefix_tokens=answer.prefix.num_tokens,
         queue_seconds=answer.queue_seconds,
         prefill_seconds=answer.prefill_seconds,

@@ -1,11 +1,13 @@
 """The one thread that owns the engine.
 
 1. `start` runs `prepare` on the thread: opening the engine, warm-up, parity. Then it serves.
-2. Commands from the event loop (submit, cancel, forget, find) wait in an inbox.
-3. Loop: empty the inbox, plan, reserve (inside plan), run, commit or roll back, answer.
+2. Commands from the event loop (submit, cancel, forget, find) and ends of disk moves wait in an
+   inbox.
+3. Loop: empty the inbox, plan, reserve (inside plan), move, run, commit or roll back, answer.
 4. Answers go back with call_soon_threadsafe, all of a step in one call.
 5. A Retryable step is rolled back and its jobs fail; any other exception is fatal: all jobs fail,
    the thread ends, `on_fatal` is called on the event loop.
+6. After a drain, what only the device holds is put on disk for the next start.
 
 Must not know grpc or ONNX Runtime.
 """
@@ -14,93 +16,44 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Generic
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Generic
 
 import numpy as np
 
-from qanchor.bundle.packing import SuffixQuery, UserSuffix, pack
-from qanchor_server.engine import Engine, FloatArray, SlotT
-from qanchor_server.failures import (
-    Cancelled,
-    Expired,
-    Fatal,
-    Retryable,
-    Unavailable,
-    UnknownUser,
-    Unserviceable,
-)
-from qanchor_server.kv_pool import KvPool, PrefixRef, Reservation
-from qanchor_server.prefix_encoder import Encoding, PrefixEncoder
+from qanchor.bundle.packing import SuffixQuery
+from qanchor_server.answers import Answer, Counts, WorkerStats
+from qanchor_server.disk_files import FoundFile
+from qanchor_server.engine import SlotT
+from qanchor_server.failures import Fatal, Retryable, Unavailable
+from qanchor_server.kv_flush import flush_to_disk
+from qanchor_server.kv_mover import KvMover
+from qanchor_server.kv_pool import Found, KvPool, PrefixRef
+from qanchor_server.kv_tiers import Forgetting, KvTiers, Move, TierUse
 from qanchor_server.prefix_source import PreparedPrefix
+from qanchor_server.replies import Caller, Replies
 from qanchor_server.scheduler import Scheduler
-from qanchor_server.steps import Dropped, Finished, Job, PrefillStep, Reason, SuffixStep
+from qanchor_server.step_runner import EngineParts, Rows, StepRunner, WorkerModel
+from qanchor_server.steps import Job, PrefillStep, RestoreStep, Step
 
 log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """Embeddings of a request's queries and what they rest on."""
-
-    vectors_QZ: FloatArray
-    """float32, one row per query; no rows for a warm-up request."""
-    prefix: PrefixRef
-    was_encoded: bool
-    queue_seconds: float
-    prefill_seconds: float
-    suffix_seconds: float
+READ_POLL_S = 0.02
+"""While jobs wait for nothing but a read: how often their deadlines are looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerStats:
-    """Counts since start and the pool's use, after the latest step."""
+class Pace:
+    """How long the worker waits and flushes."""
 
-    num_answered: int = 0
-    num_encoded: int = 0
-    num_suffix_steps: int = 0
-    num_prefill_steps: int = 0
-    num_evicted: int = 0
-    num_expired: int = 0
-    num_cancelled: int = 0
-    pool_bytes: int = 0
-    pool_users: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class EngineParts(Generic[SlotT]):
-    """What `prepare` hands over to the worker."""
-
-    engine: Engine[SlotT]
-    encoder: PrefixEncoder[SlotT]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerModel:
-    """Numbers of the model that packing needs."""
-
-    user_emb: int
-    hidden_dim: int
-    embedding_dim: int
-
-
-@dataclass(slots=True, eq=False)
-class _Pending:
-    future: "asyncio.Future[Answer]"
-    user_id: str
-    queries: tuple[SuffixQuery, ...]
-    vectors_QZ: FloatArray
-
-
-@dataclass(slots=True)
-class _Counts:
-    values: dict[str, int] = field(default_factory=dict)
-
-    def add(self, name: str, amount: int = 1) -> None:
-        self.values[name] = self.values.get(name, 0) + amount
+    idle_s: float | None
+    """An idle worker looks for expired keys and values this often; None: never."""
+    flush_s: float
+    """Most time after a drain to put on disk what only the device holds."""
 
 
 _Command = Callable[[], None]
@@ -110,18 +63,27 @@ class Worker(Generic[SlotT]):
     """Runs steps on its own thread; submit, cancel, forget and find are called from the loop."""
 
     def __init__(
-        self, *, pool: KvPool, scheduler: Scheduler, model: WorkerModel, clock: Clock
+        self,
+        *,
+        pool: KvPool,
+        tiers: KvTiers,
+        scheduler: Scheduler,
+        model: WorkerModel,
+        pace: Pace,
+        clock: Clock,
     ) -> None:
         self._pool = pool
+        self._tiers = tiers
         self._scheduler = scheduler
         self._model = model
+        self._pace = pace
         self._clock = clock
         self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
-        self._pending: dict[int, _Pending] = {}
-        self._slots: dict[int, SlotT] = {}
-        self._encoding: tuple[Reservation, Encoding[SlotT]] | None = None
-        self._counts = _Counts()
-        self._replies: list[_Command] = []
+        self._leaving: list[tuple[Forgetting, asyncio.Future[None]]] = []
+        self._runner: StepRunner[SlotT] | None = None
+        self._is_idle = True
+        self._counts = Counts()
+        self._replies = Replies(self._counts)
         self._next_job_id = 0
         self._is_stopping = False
         self._failure: Exception | None = None
@@ -169,8 +131,8 @@ class Worker(Generic[SlotT]):
         )
         vectors_QZ = np.empty((len(queries), self._model.embedding_dim), dtype=np.float32)
         future: asyncio.Future[Answer] = self._loop.create_future()
-        pending = _Pending(future, prepared.ref.user_id, queries, vectors_QZ)
-        self._send(lambda: self._submit(job, pending))
+        caller, rows = Caller(future, prepared.ref.user_id), Rows(queries, vectors_QZ)
+        self._send(lambda: self._submit(job, caller, rows))
         try:
             return await future
         except asyncio.CancelledError:
@@ -178,21 +140,39 @@ class Worker(Generic[SlotT]):
             raise
 
     async def forget(self, user_id: str, version: int) -> None:
-        """Drop jobs and keys and values of a user that rest on `version` or older."""
+        """Drop jobs and keys and values of a user that rest on `version` or older, in all tiers.
+
+        Raises Unavailable when the server ended before a file was deleted.
+        """
         done: asyncio.Future[None] = self._loop.create_future()
-
-        def command() -> None:
-            self._forget(user_id, version)
-            self._reply(done, None)
-
-        self._send(command)
+        self._send(lambda: self._forget(user_id, version, done))
         await done
 
-    async def find(self, user_id: str) -> PrefixRef | None:
-        """The user's prefix in the pool, if any."""
-        found: asyncio.Future[PrefixRef | None] = self._loop.create_future()
-        self._send(lambda: self._reply(found, self._pool.find(user_id)))
+    async def find(self, prefix: PrefixRef) -> Found | None:
+        """The tier that holds exactly this prefix, if any."""
+        found: asyncio.Future[Found | None] = self._loop.create_future()
+        self._send(lambda: self._replies.reply(found, self._locate(prefix)))
         return await found
+
+    async def keep(self, user_id: str, seconds: float) -> bool:
+        """Keep a held user on the device; False when it is not there or too much is kept."""
+        kept: asyncio.Future[bool] = self._loop.create_future()
+
+        def command() -> None:
+            self._replies.reply(kept, self._pool.keep(user_id, self._clock() + seconds))
+
+        self._send(command)
+        return await kept
+
+    def adopt(self, files: Iterable[FoundFile], unix_s: float) -> list[int]:
+        """Take in files of an earlier run; returns those there is no room for.
+
+        `unix_s`: Unix time now. Call from `prepare`.
+        """
+        now_s = self._clock()
+        return self._tiers.adopt(
+            (file.file_id, file.content, now_s - (unix_s - file.used_unix_s)) for file in files
+        )
 
     def stop(self) -> None:
         """Ask the thread to end after the jobs it has; new ones fail with Unavailable."""
@@ -209,7 +189,7 @@ class Worker(Generic[SlotT]):
                 return
             # The thread has ended and left its state to the loop.
             command()
-            self._send_replies()
+            self._replies.send(self._loop)
 
     # What follows runs on the worker thread.
 
@@ -219,27 +199,34 @@ class Worker(Generic[SlotT]):
         on_ready: Callable[[], None],
         on_fatal: Callable[[Exception], None],
     ) -> None:
+        mover = None
         try:
-            self._parts = prepare()
+            parts = prepare()
+            mover = parts.mover
+            self._runner = StepRunner(parts, self._model)
+            mover.start(lambda move, is_ok: self._send(lambda: self._move_done(move, is_ok)))
             self._loop.call_soon_threadsafe(on_ready)
             while not (self._is_stopping and not self._scheduler.has_work()):
                 self._turn()
+            self._flush()
         # The process's one boundary: whatever escapes a step makes the engine's state unknown.
         except Exception as error:
             log.exception("the engine failed; the server is shutting down")
             self._failure = error
-        self._end(on_fatal)
+        self._end(on_fatal, mover)
 
-    def _end(self, on_fatal: Callable[[Exception], None]) -> None:
+    def _end(self, on_fatal: Callable[[Exception], None], mover: KvMover[SlotT] | None) -> None:
         """Fail what waits, refuse what still arrives, and report a failure."""
         self._is_stopping = True
-        for job_id in tuple(self._pending):
-            self._fail(job_id, self._refusal())
+        self._replies.fail_all(self._refusal)
+        if mover is not None:
+            mover.close()
         with self._end_lock:
             self._has_ended = True
             while not self._inbox.empty():
                 self._inbox.get()()
-            self._send_replies()
+            self._answer_leaving()
+            self._replies.send(self._loop)
         if self._failure is not None:
             self._loop.call_soon_threadsafe(on_fatal, self._failure)
 
@@ -251,151 +238,127 @@ class Worker(Generic[SlotT]):
     def _turn(self) -> None:
         self._read_inbox()
         plan = self._scheduler.plan(self._clock())
-        for slot_id in self._pool.take_dropped():
-            if slot_id in self._slots:
-                self._parts.engine.free_slot(self._slots.pop(slot_id))
+        self._make(plan.moves)
+        self._running().free(self._pool.take_dropped())
         for dropped in plan.dropped:
-            self._drop(dropped)
+            self._replies.drop(dropped)
         for finished in plan.finished:
-            self._finish(finished)
+            self._replies.finish(finished, self._clock())
+        self._answer_leaving()
         self._publish()
-        self._send_replies()
+        self._replies.send(self._loop)
+        self._is_idle = plan.step is None
         if plan.step is not None:
             self._run(plan.step)
 
-    def _read_inbox(self) -> None:
-        """Run all waiting commands; wait for one when there is nothing else to do."""
-        if not self._scheduler.has_work() and not self._is_stopping:
-            self._inbox.get()()
-        while True:
-            try:
-                command = self._inbox.get_nowait()
-            except queue.Empty:
-                return
-            command()
+    def _running(self) -> StepRunner[SlotT]:
+        assert self._runner is not None
+        return self._runner
 
-    def _run(self, step: PrefillStep | SuffixStep) -> None:
+    def _read_inbox(self) -> None:
+        """Run all waiting commands; wait for one when there was nothing to run."""
+        if self._is_idle and self._scheduler.has_work():
+            self._run_command(READ_POLL_S)
+        elif self._is_idle and not self._is_stopping:
+            self._run_command(self._pace.idle_s)
+        while not self._inbox.empty():
+            self._inbox.get()()
+
+    def _run_command(self, timeout_s: float | None) -> bool:
+        """Wait for a command and run it; False when none came in time."""
+        try:
+            command = self._inbox.get(timeout=timeout_s)
+        except queue.Empty:
+            return False
+        command()
+        return True
+
+    def _make(self, moves: Iterable[Move]) -> None:
+        """Make moves and those that follow from them; some end later, as commands."""
+        waiting = deque(moves)
+        while waiting:
+            move = waiting.popleft()
+            is_ok = False if self._runner is None else self._runner.make(move)
+            if is_ok is not None:
+                waiting.extend(self._scheduler.move_done(move, is_ok))
+
+    def _move_done(self, move: Move, is_ok: bool) -> None:
+        self._make(self._scheduler.move_done(move, is_ok))
+
+    def _flush(self) -> None:
+        until_s = self._clock() + self._pace.flush_s
+        flush_to_disk(
+            self._pool,
+            self._tiers,
+            make=self._make,
+            wait=lambda: self._run_command(max(0.0, until_s - self._clock())),
+        )
+
+    def _run(self, step: Step) -> None:
         start_s = self._clock()
+        is_encoded = False
+        runner = self._running()
         try:
             if isinstance(step, PrefillStep):
-                is_encoded = self._prefill(step)
+                self._counts.add("num_prefill_steps")
+                is_encoded = runner.prefill(step)
+                self._counts.add("num_encoded", int(is_encoded))
+            elif isinstance(step, RestoreStep):
+                self._counts.add("num_restore_steps")
+                runner.restore(step)
             else:
-                self._suffix(step)
-                is_encoded = False
+                self._counts.add("num_suffix_steps")
+                runner.suffix(step, self._replies.rows)
         except Retryable as error:
             log.warning("step rolled back: %s", error)
             self._scheduler.roll_back(step, str(error))
             return
         self._scheduler.commit(step, seconds=self._clock() - start_s, is_encoded=is_encoded)
 
-    def _prefill(self, step: PrefillStep) -> bool:
-        self._counts.add("num_prefill_steps")
-        reservation = step.reservation
-        # A reservation given up midway leaves its encoding behind; the next one is another object.
-        if self._encoding is None or self._encoding[0] is not reservation:
-            assert isinstance(step.source, PreparedPrefix)
-            if reservation.slot_id not in self._slots:
-                slot = self._parts.engine.allocate_slot(reservation.capacity)
-                self._slots[reservation.slot_id] = slot
-            slot = self._slots[reservation.slot_id]
-            self._encoding = (reservation, self._parts.encoder.start(step.source, slot))
-        is_encoded = self._parts.encoder.advance(self._encoding[1])
-        if is_encoded:
-            self._encoding = None
-            self._counts.add("num_encoded")
-        return is_encoded
+    def _locate(self, prefix: PrefixRef) -> Found | None:
+        held = self._pool.find(prefix.user_id)
+        if held is not None and held.digest == prefix.digest:
+            return Found.DEVICE
+        return self._tiers.locate(prefix)
 
-    def _suffix(self, step: SuffixStep) -> None:
-        self._counts.add("num_suffix_steps")
-        users = []
-        for user in step.users:
-            queries: list[SuffixQuery] = []
-            for part in user.slices:
-                queries.extend(self._pending[part.job_id].queries[part.start : part.stop])
-            users.append(UserSuffix(user.prefix.num_tokens, tuple(queries)))
-        packed = pack(users, user_emb=self._model.user_emb, hidden_dim=self._model.hidden_dim)
-        slots = [self._slots[user.slot_id] for user in step.users]
-        vectors_QZ = self._parts.engine.suffix(packed, slots)
-        row = 0
-        for user in step.users:
-            for part in user.slices:
-                num_rows = part.stop - part.start
-                wanted = self._pending[part.job_id].vectors_QZ
-                wanted[part.start : part.stop] = vectors_QZ[row : row + num_rows]
-                row += num_rows
-
-    def _submit(self, job: Job, pending: _Pending) -> None:
+    def _submit(self, job: Job, caller: Caller, rows: Rows) -> None:
         if self._is_stopping:
-            self._reply_error(pending.future, self._refusal())
+            self._replies.reply_error(caller.future, self._refusal())
             return
-        self._pending[job.job_id] = pending
+        self._replies.open(job.job_id, caller, rows)
         self._scheduler.submit(job)
 
-    def _forget(self, user_id: str, version: int) -> None:
-        slot_ids = self._scheduler.forget(user_id, version)
-        if self._encoding is not None and self._encoding[0].prefix.user_id == user_id:
-            self._encoding = None
-        if self._failure is None:
-            for slot_id in slot_ids:
-                if slot_id in self._slots:
-                    self._parts.engine.clear_slot(self._slots[slot_id])
+    def _forget(self, user_id: str, version: int, done: "asyncio.Future[None]") -> None:
+        slot_ids, forgetting = self._scheduler.forget(user_id, version)
+        if self._failure is None and self._runner is not None:
+            self._runner.clear(user_id, slot_ids)
+        self._leaving.append((forgetting, done))
+        self._make(self._tiers.take_moves())
+        self._answer_leaving()
+
+    def _answer_leaving(self) -> None:
+        """Answer those whose user is gone from every tier."""
+        leaving, self._leaving = self._leaving, []
+        for forgetting, done in leaving:
+            if self._tiers.settle(forgetting):
+                self._make(self._tiers.take_moves())
+                self._replies.reply(done, None)
+            elif self._has_ended:
+                self._replies.reply_error(done, Unavailable("the server ended; delete again"))
+            else:
+                self._leaving.append((forgetting, done))
 
     def _begin_stop(self) -> None:
         self._is_stopping = True
 
-    def _finish(self, finished: Finished) -> None:
-        pending = self._pending.pop(finished.job_id)
-        self._counts.add("num_answered")
-        device_s = finished.prefill_seconds + finished.suffix_seconds
-        answer = Answer(
-            vectors_QZ=pending.vectors_QZ,
-            prefix=finished.prefix,
-            was_encoded=finished.was_encoded,
-            queue_seconds=max(0.0, self._clock() - finished.arrival_s - device_s),
-            prefill_seconds=finished.prefill_seconds,
-            suffix_seconds=finished.suffix_seconds,
-        )
-        self._reply(pending.future, answer)
-
-    def _drop(self, dropped: Dropped) -> None:
-        pending = self._pending[dropped.job_id]
-        match dropped.reason:
-            case Reason.EXPIRED:
-                self._counts.add("num_expired")
-                self._fail(dropped.job_id, Expired("the deadline passed in the queue"))
-            case Reason.CANCELLED:
-                self._counts.add("num_cancelled")
-                self._fail(dropped.job_id, Cancelled("the caller has gone"))
-            case Reason.DELETED:
-                self._fail(dropped.job_id, UnknownUser(pending.user_id))
-            case Reason.UNSERVICEABLE:
-                self._fail(dropped.job_id, Unserviceable(dropped.detail))
-            case Reason.RETRYABLE:
-                self._fail(dropped.job_id, Retryable(dropped.detail))
-
-    def _fail(self, job_id: int, error: Exception) -> None:
-        self._reply_error(self._pending.pop(job_id).future, error)
-
-    def _reply(self, future: "asyncio.Future[Any]", result: Any) -> None:
-        self._replies.append(lambda: None if future.done() else future.set_result(result))
-
-    def _reply_error(self, future: "asyncio.Future[Any]", error: Exception) -> None:
-        self._replies.append(lambda: None if future.done() else future.set_exception(error))
-
-    def _send_replies(self) -> None:
-        if self._replies:
-            replies, self._replies = self._replies, []
-            self._loop.call_soon_threadsafe(_call_all, replies)
-
     def _publish(self) -> None:
-        self.stats = WorkerStats(
-            **self._counts.values,
+        device = TierUse(
+            budget_bytes=self._pool.budget_bytes,
+            used_bytes=self._pool.used_bytes,
+            num_users=self._pool.num_users,
+            num_hits=self._counts.values.get("num_device_hits", 0),
             num_evicted=self._pool.num_evicted,
-            pool_bytes=self._pool.used_bytes,
-            pool_users=self._pool.num_users,
         )
-
-
-def _call_all(commands: list[_Command]) -> None:
-    for command in commands:
-        command()
+        host, disk = self._tiers.use(Found.HOST), self._tiers.use(Found.DISK)
+        tiers = {Found.DEVICE: device, Found.HOST: host, Found.DISK: disk}
+        self.stats = WorkerStats(**self._counts.values, tiers=tiers)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from qanchor.bundle.packing import PackedSuffix
 
+ByteArray = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 SlotT = TypeVar("SlotT")
@@ -52,6 +53,36 @@ class Engine(Protocol[SlotT]):
 
     def free_slot(self, slot: SlotT) -> None:
         """Give a slot's memory back; the slot must not be used again."""
+        ...
+
+    @property
+    def slot_layout(self) -> str:
+        """Element type and dimensions of a slot's numbers: equal layouts, equal meaning of bytes.
+
+        An exported prefix of T positions is T * the pool's bytes per token long.
+        """
+        ...
+
+    def host_arena(self, num_bytes: int) -> ByteArray:
+        """Uninitialised host memory [num_bytes] that exports go to and imports come from.
+
+        Called once. A device engine pins it. Raises MemoryError.
+        """
+        ...
+
+    def export_slot(self, slot: SlotT, num_tokens: int, out: ByteArray) -> None:
+        """Copy the slot's first positions to host memory, dense; the padding is left out.
+
+        `out`: contiguous bytes of host_arena, complete on return. One copy call, strided on the
+        slot's side. Raises Retryable.
+        """
+        ...
+
+    def import_slot(self, slot: SlotT, num_tokens: int, source: ByteArray) -> None:
+        """Copy an export back into the slot's first positions, to the bit.
+
+        `source` may be reused on return. Positions beyond keep finite numbers. Raises Retryable.
+        """
         ...
 
     def prefill(self, slot: SlotT, chunk: PrefixChunk) -> None:

@@ -22,8 +22,8 @@ import onnxruntime as ort
 from qanchor.bundle.manifest import EVENT_ENCODER, PREFIX, SUFFIX, past_names, present_names
 from qanchor.bundle.packing import ROW_PADDING, PackedSuffix, part_of
 from qanchor.bundle.reader import Bundle
-from qanchor.bundle.slot import KvArray, element_type, storage_dtype, zero_slot
-from qanchor_server.engine import FloatArray, IntArray, PrefixChunk
+from qanchor.bundle.slot import KvArray, element_type, slot_layout, storage_dtype, zero_slot
+from qanchor_server.engine import ByteArray, FloatArray, IntArray, PrefixChunk
 from qanchor_server.engine.ort_session import memory_is_retryable, open_session
 
 _TOKENS_ALONE = 128
@@ -100,6 +100,25 @@ class OrtEngine:
         """Let go of the slot's bindings; its memory goes with the last reference."""
         slot.prefix.clear_binding_inputs()
         slot.suffix.clear_binding_inputs()
+
+    @property
+    def slot_layout(self) -> str:
+        """Element type and dimensions of a slot's numbers."""
+        return slot_layout(self._dims)
+
+    def host_arena(self, num_bytes: int) -> ByteArray:
+        """Uninitialised memory [num_bytes]; the system gives pages as they are written."""
+        return np.empty(num_bytes, dtype=np.uint8)
+
+    def export_slot(self, slot: OrtSlot, num_tokens: int, out: ByteArray) -> None:
+        """Copy the slot's first positions into `out`, dense; one strided copy."""
+        kept = slot.kv_L2GCK[:, :, :, :num_tokens]
+        np.copyto(out.view(kept.dtype).reshape(kept.shape), kept)
+
+    def import_slot(self, slot: OrtSlot, num_tokens: int, source: ByteArray) -> None:
+        """Copy an export back into the slot's first positions; one strided copy."""
+        kept = slot.kv_L2GCK[:, :, :, :num_tokens]
+        np.copyto(kept, source.view(kept.dtype).reshape(kept.shape))
 
     def prefill(self, slot: OrtSlot, chunk: PrefixChunk) -> None:
         """Write keys and values of a chunk into the slot. Raises Retryable when out of memory."""

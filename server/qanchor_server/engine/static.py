@@ -35,6 +35,7 @@ from qanchor.bundle.manifest import (
 )
 from qanchor.bundle.packing import PackedSuffix
 from qanchor.bundle.padding import fill_chunk, fill_suffix, fill_texts
+from qanchor.bundle.slot import slot_layout
 from qanchor_server.engine import FloatArray, IntArray, PrefixChunk
 from qanchor_server.engine.memory import Bytes, DeviceMemory, aligned
 from qanchor_server.failures import Retryable
@@ -162,9 +163,7 @@ class StaticEngine:
     @property
     def slot_layout(self) -> str:
         """Element type and dimensions of a slot's numbers."""
-        dims = self._manifest.dims
-        sizes = f"[{dims.num_layers}, 2, {dims.num_kv_heads}, tokens, {dims.head_dim}]"
-        return f"{dims.kv_dtype} {sizes}"
+        return slot_layout(self._manifest.dims)
 
     def host_arena(self, num_bytes: int) -> Bytes:
         """Page-locked host memory for exports and imports. Raises MemoryError."""

@@ -7,7 +7,7 @@ on one thread of their own, in order: what is read after an acknowledged write r
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -62,6 +62,10 @@ class ProfileDirectory:
             load.add_done_callback(lambda done: self._loaded(user_id, done))
         # One caller's cancellation must not end the read that others wait for.
         return await asyncio.shield(load)
+
+    async def stored(self, user_ids: Sequence[str]) -> set[str]:
+        """Those of the users who have a profile."""
+        return await self._run(lambda: self._opened().stored(user_ids))
 
     async def put(self, profile: Profile) -> PreparedPrefix:
         """Store a profile durably. Raises InvalidInput."""

@@ -169,6 +169,10 @@ class ProfileStore:
         )
         return StoredProfile(profile, version)
 
+    def stored(self, user_ids: Sequence[str]) -> set[str]:
+        """Those of the users who have a profile."""
+        return {user_id for user_id in user_ids if self._row(user_id) is not None}
+
     def delete(self, user_id: str) -> tuple[int, bool]:
         """Delete a user; returns a version above all the user ever had, and whether one was stored.
 

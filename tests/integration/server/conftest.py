@@ -54,6 +54,9 @@ async def start_server(tmp_path: Path) -> AsyncIterator[StartServer]:
                 "address": "127.0.0.1:0",
                 "data_dir": str(tmp_path / "data"),
                 "slab_ladder": (),
+                # One tier, unless a test asks for more.
+                "kv_host_bytes": 0,
+                "kv_disk_bytes": 0,
                 "max_step_tokens": 64,
                 "grace_seconds": 5.0,
                 **settings,

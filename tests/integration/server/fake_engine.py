@@ -29,7 +29,7 @@ from qanchor.bundle.packing import PackedSuffix
 from qanchor.bundle.reader import Bundle
 from qanchor.config import ModalitySpec, ProfileSchema, Scenario
 from qanchor.data.prefix import PrefixTokens, max_prefix_len
-from qanchor_server.engine import FloatArray, IntArray, PrefixChunk
+from qanchor_server.engine import ByteArray, FloatArray, IntArray, PrefixChunk
 
 WORDS = {"<pad>": 0, "<unk>": 1, "coffee": 2, "tea": 3, "shoes": 4, "Query": 5, ":": 6}
 USER_EMB = 105
@@ -46,6 +46,8 @@ class FakeEngine:
         self.gate = threading.Event()
         self.gate.set()
         self.failures: list[Exception] = []
+        self.copy_failures: list[Exception] = []
+        """What exports and imports raise, in order."""
         self.step_seconds = step_seconds
         self.num_encode_calls = 0
         self.num_prefill_calls = 0
@@ -63,8 +65,9 @@ class FakeEngine:
         return np.stack([sums_N, counts_N], axis=1).astype(np.float32)
 
     def allocate_slot(self, capacity: int) -> FloatArray:
+        """[2, capacity]: what a position counts, and the position itself."""
         self.num_slots += 1
-        return np.zeros(capacity, dtype=np.float32)
+        return np.zeros((2, capacity), dtype=np.float32)
 
     def clear_slot(self, slot: FloatArray) -> None:
         slot[:] = 0
@@ -73,11 +76,32 @@ class FakeEngine:
     def free_slot(self, slot: FloatArray) -> None:
         self.num_slots -= 1
 
+    @property
+    def slot_layout(self) -> str:
+        return "float32 [2, tokens]"
+
+    def host_arena(self, num_bytes: int) -> ByteArray:
+        self.arena = np.empty(num_bytes, dtype=np.uint8)
+        return self.arena
+
+    def export_slot(self, slot: FloatArray, num_tokens: int, out: ByteArray) -> None:
+        self._fail_copy()
+        out.view(np.float32).reshape(2, num_tokens)[:] = slot[:, :num_tokens]
+
+    def import_slot(self, slot: FloatArray, num_tokens: int, source: ByteArray) -> None:
+        self._fail_copy()
+        slot[:, :num_tokens] = source.view(np.float32).reshape(2, num_tokens)
+
+    def _fail_copy(self) -> None:
+        if self.copy_failures:
+            raise self.copy_failures.pop(0)
+
     def prefill(self, slot: FloatArray, chunk: PrefixChunk) -> None:
         self._enter()
         self.num_prefill_calls += 1
         stop = chunk.start + len(chunk.token_ids_C)
-        slot[chunk.start : stop] = chunk.token_ids_C + chunk.vectors_CE[:, 0]
+        slot[0, chunk.start : stop] = chunk.token_ids_C + chunk.vectors_CE[:, 0]
+        slot[1, chunk.start : stop] = np.arange(chunk.start, stop)
 
     def suffix(self, packed: PackedSuffix, slots: Sequence[FloatArray]) -> FloatArray:
         self._enter()
@@ -89,10 +113,12 @@ class FakeEngine:
             own_S = packed.segment_ids_S == segment
             user = packed.flat_index_S[own_S][0] // row_len
             prefix_len = packed.prefix_len_B[user]
+            positions = slots[user][1, :prefix_len]
+            assert (positions == np.arange(prefix_len)).all(), "a slot is not whole"
             rows = packed.prompt_index_S[own_S]
             embeddings.append(
                 [
-                    slots[user][:prefix_len].sum(),
+                    slots[user][0, :prefix_len].sum(),
                     packed.token_ids_S[own_S].sum() - USER_EMB,
                     own_S.sum(),
                     packed.prompt_rows_KD[rows[rows > 0] - 1].sum(),
@@ -129,6 +155,7 @@ def fake_bundle(parity_embedding: tuple[float, ...] = (540, 13, 4, 0)) -> Bundle
         format_version=1,
         export_id="fake-export",
         model_id="fake-model",
+        checkpoint_id="fake-checkpoint",
         recipe="fake",
         dims=ModelDims(
             num_layers=1, hidden_dim=3, num_heads=1, num_kv_heads=1, head_dim=1,

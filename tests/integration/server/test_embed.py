@@ -109,8 +109,8 @@ async def test_an_evicted_user_is_encoded_again_without_the_client_noticing(star
             assert result.vectors[0, 0] == total
             assert result.provenance.cache_state is CacheState.ENCODED_NOW
     info = await running.client.server_info()
-    assert info.counters["num_evicted"] == 3
-    assert (info.pool_used_bytes, info.pool_num_users) == (112, 1)
+    device = info.tiers[CacheState.DEVICE]
+    assert (device.num_evicted, device.used_bytes, device.num_users) == (3, 112, 1)
     assert running.engine.num_slots == 1
 
 

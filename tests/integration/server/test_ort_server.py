@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import random
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from qanchor_server.engine.ort import OrtEngine, OrtOptions
 from qanchor_server.main import Server
 from qanchor_server.parity import check_parity
 from qanchor_server.prefix_encoder import PrefixEncoder
-from qanchor_server.prefix_source import prepare_rendered
+from qanchor_server.prefix_source import prepare, prepare_rendered
 
 NOW_S = 1_000 * 86_400
 # Float32 sums in another order; components of unit vectors.
@@ -187,5 +189,93 @@ async def _compare_alone_and_crowded(client: AsyncClient) -> None:
             user = reply.request_id.partition("/")[0]
             assert np.abs(reply.unwrap().vectors - alone[user]).max() < TOLERANCE
     info = await client.server_info()
-    assert info.counters["num_evicted"] > 0
-    assert info.pool_used_bytes <= info.pool_budget_bytes
+    device = info.tiers[CacheState.DEVICE]
+    assert device.num_evicted > 0
+    assert device.used_bytes <= device.budget_bytes
+
+
+async def test_every_tier_gives_what_a_fresh_encoding_gives(bundle, engine, tmp_path):
+    """A Zipf trace over twelve users, two of them on the device; the same after a restart."""
+    dims, limits = bundle.manifest.dims, bundle.manifest.limits
+    prefix_bytes = limits.max_prefix_len * dims.kv_bytes_per_token
+    config = ServerConfig(
+        address="127.0.0.1:0",
+        data_dir=str(tmp_path),
+        intra_op_threads=1,
+        chunk_len=8,
+        slab_ladder=(16, 24),
+        kv_pool_bytes=2 * prefix_bytes,
+        kv_host_bytes=4 * prefix_bytes,
+        kv_disk_bytes=100 * prefix_bytes,
+    )
+    fresh = {number: fresh_vectors(engine, bundle, profile(number)) for number in range(12)}
+    chance = random.Random(7)
+
+    def make_engine() -> OrtEngine:
+        return OrtEngine(bundle, OrtOptions(intra_op_threads=1))
+
+    seen: Counter[CacheState] = Counter()
+    for turn in range(2):
+        server = Server(config, bundle, make_engine, now_s=lambda: NOW_S)
+        address = f"127.0.0.1:{await server.start()}"
+        try:
+            assert await server.wait_ready()
+            async with AsyncClient(address) as client:
+                if turn == 0:
+                    for number in range(12):
+                        await client.put_profile(profile(number))
+                        await client.warm_profile(f"user-{number}")
+                seen = await _run_trace(client, chance, fresh)
+        finally:
+            server.request_stop()
+            assert await server.wait_closed() == 0
+        assert seen.keys() >= {CacheState.DEVICE, CacheState.HOST, CacheState.DISK}
+    # Where a write was still under way, host memory had no room for somebody.
+    assert seen[CacheState.ENCODED_NOW] <= 2
+
+
+QUERIES = ("Does the user like films?", "travel")
+
+
+def fresh_vectors(engine: OrtEngine, bundle: Bundle, user: Profile) -> np.ndarray:
+    """The user's embeddings over a prefix encoded for this."""
+    prepared = prepare(user, 1, bundle.manifest)
+    slot = engine.allocate_slot(len(prepared.layout))
+    encoder_of(engine, bundle, 8).encode(prepared, slot)
+    queries = tuple(SuffixQuery(tuple(bundle.encode_query(query))) for query in QUERIES)
+    return embed(engine, bundle, [slot], [UserSuffix(len(prepared.layout), queries)])
+
+
+async def _run_trace(
+    client: AsyncClient, chance: random.Random, fresh: dict[int, np.ndarray]
+) -> Counter[CacheState]:
+    """120 requests, some at a time; how often the prefix was found where."""
+    seen: Counter[CacheState] = Counter()
+
+    async def ask() -> None:
+        number = min(int(chance.paretovariate(0.6)) - 1, 11)
+        result = await client.embed(f"user-{number}", queries=QUERIES)
+        assert np.abs(result.vectors - fresh[number]).max() < TOLERANCE
+        seen[result.provenance.cache_state] += 1
+
+    for _ in range(40):
+        await asyncio.gather(ask(), ask(), ask())
+        info = await client.server_info()
+        for use in info.tiers.values():
+            assert use.used_bytes <= use.budget_bytes
+            assert use.num_failed == 0
+    return seen
+
+
+def test_an_export_is_dense_and_comes_back_to_the_bit(engine, bundle):
+    """Into a slot of another class, over another user's numbers."""
+    dims = bundle.manifest.dims
+    short, long = engine.allocate_slot(9), engine.allocate_slot(17)
+    short.kv_L2GCK[:] = np.random.default_rng(0).standard_normal(short.kv_L2GCK.shape)
+    long.kv_L2GCK[:] = 5
+    out = engine.host_arena(7 * dims.kv_bytes_per_token)
+    engine.export_slot(short, 7, out)
+    assert (out.view(np.float32) == short.kv_L2GCK[:, :, :, :7].reshape(-1)).all()
+    engine.import_slot(long, 7, out)
+    assert (long.kv_L2GCK[:, :, :, :7] == short.kv_L2GCK[:, :, :, :7]).all()
+    assert (long.kv_L2GCK[:, :, :, 7:] == 5).all()

@@ -78,7 +78,7 @@ async def test_a_user_deleted_while_a_request_waits_is_not_found_and_leaves_noth
     assert await deleting
     with pytest.raises(ClientError, match="NOT_FOUND"):
         await waiting
-    assert (await busy.client.server_info()).pool_num_users == 1
+    assert (await busy.client.server_info()).tiers[CacheState.DEVICE].num_users == 1
 
 
 async def test_a_step_out_of_memory_is_unavailable_and_the_next_try_succeeds(running, profile):

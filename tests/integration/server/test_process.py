@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qanchor.client import Client, ClientError, EmbedRequestItem
+from qanchor.client import CacheState, Client, ClientError, EmbedRequestItem
 from qanchor.data.profile import Event, Profile
 
 PROGRAM = Path(__file__).parent / "fake_server.py"
@@ -76,6 +76,27 @@ def test_what_was_acknowledged_survives_a_kill(start: Start) -> None:
         assert again.prefix_version > max(p.prefix_version for p in acknowledged.values())
         vectors = client.embed("user-1", scenarios=["coffee_fan"]).vectors
         assert vectors.tolist() == [[540, 13, 4, 0]]
+
+
+def test_a_kill_leaves_keys_and_values_that_are_right_or_none(start: Start) -> None:
+    tiers = ("kv_pool_bytes=112", "slab_ladder=[]", "kv_host_bytes=256", "kv_disk_bytes=1000000")
+    process, address = start(*tiers)
+    with Client(address) as client:
+        for number in range(12):
+            client.put_profile(profile(f"user-{number}"))
+            client.warm_profile(f"user-{number}")
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=10)
+    _, address = start(*tiers)
+    found = []
+    with Client(address) as client:
+        for number in range(12):
+            result = client.embed(f"user-{number}", scenarios=["coffee_fan"])
+            assert result.vectors.tolist() == [[540, 13, 4, 0]]
+            found.append(result.provenance.cache_state)
+    # The last one was on the device alone.
+    assert found[-1] is CacheState.ENCODED_NOW
+    assert CacheState.DISK in found
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

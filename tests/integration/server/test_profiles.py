@@ -75,7 +75,7 @@ async def test_a_deleted_user_is_gone_from_store_device_and_memory(running, prof
         await running.client.embed("ada", scenarios=["tea_fan"])
     (slot,) = running.engine.cleared
     assert not np.any(slot)
-    assert (await running.client.server_info()).pool_num_users == 0
+    assert (await running.client.server_info()).tiers[CacheState.DEVICE].num_users == 0
     assert not await running.client.delete_profile("ada")
     await running.client.put_profile(profile())
     result = await running.client.embed("ada", scenarios=["coffee_fan"])

@@ -1,6 +1,7 @@
 """The scheduler: batching, single flight, deadlines, starvation, and random arrivals."""
 
-from qanchor_server.kv_pool import KvPool, PrefixRef, check_invariants
+from qanchor_server.kv_pool import Found, KvPool, PrefixRef, check_invariants
+from qanchor_server.kv_tiers import KvTiers, TierBudgets
 from qanchor_server.scheduler import Scheduler, SchedulerLimits
 from qanchor_server.steps import Dropped, Finished, Job, PrefillStep, Reason, Step, SuffixStep
 
@@ -21,7 +22,8 @@ class Bench:
     def __init__(self, num_slots: int = 4, **limits: int) -> None:
         bounds = {"max_step_tokens": 20, "max_step_users": 3, "max_suffix_run": 2, **limits}
         self.pool = KvPool(budget_bytes=10 * num_slots, bytes_per_token=1, capacities=(10,))
-        self.scheduler = Scheduler(self.pool, SchedulerLimits(**bounds))
+        self.tiers = KvTiers(TierBudgets(host_bytes=0, disk_bytes=0, bytes_per_token=1))
+        self.scheduler = Scheduler(self.pool, self.tiers, SchedulerLimits(**bounds))
         self.next_id = 0
         self.steps: list[Step] = []
         self.dropped: list[Dropped] = []
@@ -89,7 +91,8 @@ def test_an_unknown_prefix_is_encoded_before_its_queries_run() -> None:
     assert [(part.job_id, part.start, part.stop) for part in step.users[0].slices] == [(job, 0, 2)]
     bench.drain()
     (finished,) = bench.finished
-    assert (finished.was_encoded, finished.prefill_seconds, finished.suffix_seconds) == (True, 1, 1)
+    assert finished.found is Found.ENCODED
+    assert (finished.prefill_seconds, finished.suffix_seconds) == (1, 1)
 
 
 def test_many_requests_of_a_user_share_one_prefill() -> None:
@@ -202,7 +205,7 @@ def test_forget_drops_jobs_encoding_and_keys_and_values() -> None:
     bench.warm("a")
     slot_id = bench.pool.slot_of("a")
     waiting = bench.submit(prefix("a"))
-    assert bench.scheduler.forget("a", 5) == [slot_id]
+    assert bench.scheduler.forget("a", 5)[0] == [slot_id]
     late = bench.submit(prefix("a"))
     assert bench.plan() is None
     assert [d.job_id for d in bench.dropped] == [waiting, late]
@@ -214,7 +217,7 @@ def test_forget_during_an_encoding_never_brings_the_user_back() -> None:
     bench = Bench()
     bench.submit(prefix("a"))
     bench.run(is_encoded=False)
-    assert len(bench.scheduler.forget("a", 5)) == 1
+    assert len(bench.scheduler.forget("a", 5)[0]) == 1
     assert bench.plan() is None
     assert bench.pool.num_users == 0
     again = bench.submit(prefix("a", 6))

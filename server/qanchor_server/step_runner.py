@@ -1,0 +1,118 @@
+"""Runs the scheduler's steps on the engine, and keeps the slots' tensors.
+
+Must not know queues, futures or grpc. Call from the worker thread only.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Generic
+
+from qanchor.bundle.packing import SuffixQuery, UserSuffix, pack
+from qanchor_server.engine import Engine, FloatArray, SlotT
+from qanchor_server.kv_mover import KvMover
+from qanchor_server.kv_pool import Reservation
+from qanchor_server.kv_tiers import Demote, Move
+from qanchor_server.prefix_encoder import Encoding, PrefixEncoder
+from qanchor_server.prefix_source import PreparedPrefix
+from qanchor_server.steps import PrefillStep, RestoreStep, SuffixStep
+
+
+@dataclass(frozen=True, slots=True)
+class EngineParts(Generic[SlotT]):
+    """What belongs to one engine; made on the worker thread."""
+
+    engine: Engine[SlotT]
+    encoder: PrefixEncoder[SlotT]
+    mover: KvMover[SlotT]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerModel:
+    """Numbers of the model that packing needs."""
+
+    user_emb: int
+    hidden_dim: int
+    embedding_dim: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """A job's queries and where their embeddings go, one row each."""
+
+    queries: tuple[SuffixQuery, ...]
+    vectors_QZ: FloatArray
+    """float32, filled step by step."""
+
+
+class StepRunner(Generic[SlotT]):
+    """Slots by number, and the three kinds of step on them."""
+
+    def __init__(self, parts: EngineParts[SlotT], model: WorkerModel) -> None:
+        self._parts = parts
+        self._model = model
+        self._slots: dict[int, SlotT] = {}
+        self._encoding: tuple[Reservation, Encoding[SlotT]] | None = None
+
+    def prefill(self, step: PrefillStep) -> bool:
+        """Advance an encoding by one piece; True when it is complete. Raises Retryable."""
+        reservation = step.reservation
+        # A reservation given up midway leaves its encoding behind; the next one is another object.
+        if self._encoding is None or self._encoding[0] is not reservation:
+            assert isinstance(step.source, PreparedPrefix)
+            slot = self._slot_for(reservation)
+            self._encoding = (reservation, self._parts.encoder.start(step.source, slot))
+        is_encoded = self._parts.encoder.advance(self._encoding[1])
+        if is_encoded:
+            self._encoding = None
+        return is_encoded
+
+    def restore(self, step: RestoreStep) -> None:
+        """Copy a prefix from host memory into its slot. Raises Retryable."""
+        reservation = step.reservation
+        slot = self._slot_for(reservation)
+        num_tokens = reservation.prefix.num_tokens
+        self._parts.mover.restore(slot, num_tokens, step.place, step.num_bytes)
+
+    def suffix(self, step: SuffixStep, jobs: Mapping[int, Rows]) -> None:
+        """Embed a step's queries into their jobs' rows. Raises Retryable."""
+        users = []
+        for user in step.users:
+            queries: list[SuffixQuery] = []
+            for part in user.slices:
+                queries.extend(jobs[part.job_id].queries[part.start : part.stop])
+            users.append(UserSuffix(user.prefix.num_tokens, tuple(queries)))
+        packed = pack(users, user_emb=self._model.user_emb, hidden_dim=self._model.hidden_dim)
+        slots = [self._slots[user.slot_id] for user in step.users]
+        vectors_QZ = self._parts.engine.suffix(packed, slots)
+        row = 0
+        for user in step.users:
+            for part in user.slices:
+                num_rows = part.stop - part.start
+                wanted = jobs[part.job_id].vectors_QZ
+                wanted[part.start : part.stop] = vectors_QZ[row : row + num_rows]
+                row += num_rows
+
+    def make(self, move: Move) -> bool | None:
+        """Make a move, or begin it in the background and return None; False when it failed."""
+        slot = self._slots[move.slot_id] if isinstance(move, Demote) else None
+        return self._parts.mover.make(move, slot)
+
+    def free(self, slot_ids: Iterable[int]) -> None:
+        """Give the memory of slots back."""
+        for slot_id in slot_ids:
+            if slot_id in self._slots:
+                self._parts.engine.free_slot(self._slots.pop(slot_id))
+
+    def clear(self, user_id: str, slot_ids: Iterable[int]) -> None:
+        """Overwrite slots that hold numbers of a user, and give up an encoding of the user."""
+        if self._encoding is not None and self._encoding[0].prefix.user_id == user_id:
+            self._encoding = None
+        for slot_id in slot_ids:
+            if slot_id in self._slots:
+                self._parts.engine.clear_slot(self._slots[slot_id])
+
+    def _slot_for(self, reservation: Reservation) -> SlotT:
+        slot_id = reservation.slot_id
+        if slot_id not in self._slots:
+            self._slots[slot_id] = self._parts.engine.allocate_slot(reservation.capacity)
+        return self._slots[slot_id]
