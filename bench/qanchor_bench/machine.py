@@ -1,0 +1,174 @@
+"""The machine a measurement ran on: what it is called, and how fast it computes and reads."""
+
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+import torch
+from onnx import helper, numpy_helper
+
+from qanchor.environment import cpu_model
+from qanchor_bench.scenario import Precision
+
+_READ_BYTES = 1 << 29
+_RATE_SECONDS = 0.4
+_RATE_REPEATS = 8
+_DECISIVE_FLAGS = (
+    "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile",
+    "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve", "bf16",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Best measured rates of this run; the floor is stated with them."""
+
+    gemm_flops: float
+    """float32 FLOP/s, the better of `ort` and `torch`."""
+    ort_gemm_flops: float
+    torch_gemm_flops: float
+    int8_gemm_flops: float
+    """Operations/s of a dynamically quantised product, quantising the activations included."""
+    read_bytes: float
+    """Bytes/s of reading memory with all threads."""
+
+    def dense_flops(self, precision: Precision) -> float:
+        """Rate of products with the model's weights in that precision."""
+        return self.int8_gemm_flops if precision == "int8" else self.gemm_flops
+
+
+def measure_rates(num_rows: int, inner: int, columns: int, num_threads: int) -> Rates:
+    """Rates of GEMMs [num_rows, inner] x [inner, columns] and of a long sum."""
+    flops = 2.0 * num_rows * inner * columns
+    ort_flops = flops / _best(_ort_gemm(num_rows, inner, columns, num_threads))
+    int8_flops = flops / _best(_ort_int8_gemm(num_rows, inner, columns, num_threads))
+    left, right = torch.randn(num_rows, inner), torch.randn(inner, columns)
+    torch_flops = flops / _best(lambda: left @ right)
+    long = torch.ones(_READ_BYTES // 4)
+    read_bytes = _READ_BYTES / _best(lambda: long.sum())
+    return Rates(max(ort_flops, torch_flops), ort_flops, torch_flops, int8_flops, read_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """A reading of the clocks that tell how much of the machine others used in between."""
+
+    wall_seconds: float
+    all_seconds: float
+    own_seconds: float
+
+    @classmethod
+    def now(cls) -> "Busy":
+        """Read the clocks; all processes count as idle where /proc/stat does not exist."""
+        own = os.times()
+        # Children count once they have been waited for.
+        own_seconds = own.user + own.system + own.children_user + own.children_system
+        try:
+            fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
+        except OSError:
+            return cls(time.monotonic(), 0.0, own_seconds)
+        ticks = [int(field) for field in fields]
+        # Fields 4 and 5 are idle and waiting for the disk, 9 and 10 repeat user time of guests.
+        busy = (sum(ticks[:3]) + sum(ticks[5:8])) / os.sysconf("SC_CLK_TCK")
+        return cls(time.monotonic(), busy, own_seconds)
+
+    def others_since(self, earlier: "Busy") -> float:
+        """Share of the machine, 0 to 1, that other processes used since `earlier`."""
+        others = self.all_seconds - earlier.all_seconds - (self.own_seconds - earlier.own_seconds)
+        possible = (self.wall_seconds - earlier.wall_seconds) * (os.cpu_count() or 1)
+        return max(0.0, others / possible)
+
+
+def cpu_flags() -> tuple[str, ...]:
+    """Instruction sets present that decide how fast matrix products can be."""
+    text = _read("/proc/cpuinfo")
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    present = set(found.group(1).split()) if found else set()
+    return tuple(flag for flag in _DECISIVE_FLAGS if flag in present)
+
+
+def governor() -> str:
+    """The first core's frequency governor, or `unknown`."""
+    return _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or "unknown"
+
+
+def memory_gib() -> float:
+    """Memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
+
+
+def hardware_slug() -> str:
+    """Short name of the machine for file names, such as `amd-epyc-2c`."""
+    return re.sub(r"[^a-z0-9]+", "-", cpu_model().lower()).strip("-") + f"-{os.cpu_count()}c"
+
+
+def _ort_gemm(num_rows: int, inner: int, columns: int, num_threads: int) -> Callable[[], object]:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((inner, columns), dtype=np.float32)
+    node = helper.make_node("MatMul", ["left", "weight"], ["product"])
+    return _ort_product(node, {"weight": weight}, (num_rows, inner), num_threads)
+
+
+def _ort_int8_gemm(
+    num_rows: int, inner: int, columns: int, num_threads: int
+) -> Callable[[], object]:
+    rng = np.random.default_rng(0)
+    weights = {
+        "weight": rng.integers(-127, 128, (inner, columns)).astype(np.int8),
+        "scale": np.full(columns, 0.01, dtype=np.float32),
+    }
+    node = helper.make_node(
+        "DynamicQuantizeMatMul", ["left", *weights], ["product"], domain="com.microsoft"
+    )
+    return _ort_product(node, weights, (num_rows, inner), num_threads)
+
+
+def _ort_product(
+    node: onnx.NodeProto,
+    weights: dict[str, npt.NDArray[Any]],
+    left_shape: tuple[int, int],
+    num_threads: int,
+) -> Callable[[], object]:
+    graph = helper.make_graph(
+        [node],
+        "gemm",
+        [helper.make_tensor_value_info("left", onnx.TensorProto.FLOAT, left_shape)],
+        [helper.make_tensor_value_info("product", onnx.TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    left = np.random.default_rng(1).standard_normal(left_shape, dtype=np.float32)
+    return lambda: session.run(None, {"left": left})
+
+
+def _best(run: Callable[[], object]) -> float:
+    """Seconds of the quickest of some runs: a rate is what the machine can do undisturbed."""
+    run()
+    seconds: list[float] = []
+    end = time.perf_counter() + _RATE_SECONDS
+    while len(seconds) < _RATE_REPEATS or time.perf_counter() < end:
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return ""
