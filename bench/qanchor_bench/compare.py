@@ -1,4 +1,4 @@
-"""Two results of one scenario: what got slower, with the spread, so that noise is not called slower."""
+"""Two results of one scenario: what got slower, beyond their spread; noise is not called slower."""
 
 import math
 from dataclasses import dataclass

@@ -109,7 +109,6 @@ class _Sender:
 
     @classmethod
     def of(cls, plan: ClientPlan, channel: grpc.aio.Channel) -> "_Sender":
-        rng = np.random.default_rng(plan.seed + 1)
         with np.load(plan.expected) as stored:
             expected = {name: stored[name] for name in stored.files}
         sender = cls(
@@ -117,7 +116,7 @@ class _Sender:
             channel,
             expected,
             zipf_choices(len(plan.users), plan.zipf, _NUM_CHOICES, plan.seed),
-            (rng.random(_NUM_CHOICES) >= plan.hit_ratio).tolist(),
+            [False] * _NUM_CHOICES,
         )
         sender.stub = embedding_pb2_grpc.EmbeddingServiceStub(channel)
         sender.queries = [embedding_pb2.Query(text=text) for text in plan.queries]
@@ -210,7 +209,9 @@ async def run_plan(plan: ClientPlan, await_start: Callable[[], Awaitable[float]]
         sender = _Sender.of(plan, channel)
         for number in range(_NUM_WARM_CALLS):
             await sender.unary(number, plan.deadline)
-        sender.next_cold = 0
+        # Only now: a warm-up call must not warm a user who is to be cold.
+        rng = np.random.default_rng(plan.seed + 1)
+        sender.is_cold = (rng.random(_NUM_CHOICES) >= plan.hit_ratio).tolist()
         echo_s: list[float] = []
         start_s = await await_start()
         if plan.kind == "turns":
@@ -253,7 +254,7 @@ async def _turns(plan: ClientPlan, sender: _Sender) -> tuple[list[Record], list[
     records: list[Record] = []
     echo_s: list[float] = []
     async with grpc.aio.insecure_channel(plan.echo_address) as channel:
-        echo = channel.unary_unary(METHOD)
+        echo = channel.unary_unary(METHOD, None, None)
         for _ in range(_NUM_WARM_CALLS):
             await echo(b"")
         end_s = time.monotonic() + plan.seconds
@@ -273,7 +274,8 @@ async def main() -> None:
     """Run phases until stdin ends."""
 
     async def line() -> str:
-        return (await asyncio.to_thread(sys.stdin.readline)).strip()
+        text: str = await asyncio.to_thread(sys.stdin.readline)
+        return text.strip()
 
     async def start() -> float:
         print("ready", flush=True)

@@ -121,7 +121,7 @@ def _ort_int8_gemm(
     num_rows: int, inner: int, columns: int, num_threads: int
 ) -> Callable[[], object]:
     rng = np.random.default_rng(0)
-    weights = {
+    weights: dict[str, npt.NDArray[Any]] = {
         "weight": rng.integers(-127, 128, (inner, columns)).astype(np.int8),
         "scale": np.full(columns, 0.01, dtype=np.float32),
     }

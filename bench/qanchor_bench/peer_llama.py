@@ -77,10 +77,11 @@ def llama_points(
             if road not in best or sorted(seconds) < sorted(best[road][0]):
                 best[road] = (seconds, kind)
         file.unlink()
+    groups = {"llama_one": "one query", "llama_all": "all queries"}
     points = [
         Point(
-            name=f"llama.cpp, prefix cached, {'one query' if road == 'llama_one' else 'all queries'}",
-            group="one query" if road == "llama_one" else "all queries",
+            name=f"llama.cpp, prefix cached, {groups[road]}",
+            group=groups[road],
             labels={"road": road, "type": kind},
             unit="s",
             values=tuple(seconds),

@@ -1,4 +1,4 @@
-"""Plots of a result, drawn from its JSON alone: sweeps beside floors, percentiles, roads as bars."""
+"""Plots of a result, drawn from its JSON alone: sweeps beside floors, percentiles, bars."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Child processes of the serve suite: the server, the echo, the clients; all ended and waited for."""
+"""Child processes of the serve suite: server, echo, clients; all ended and waited for."""
 
 import subprocess
 import sys

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from qanchor_bench.result import Point, Result, shown
+from qanchor_bench.result import Point, Result, meets, shown
 from qanchor_bench.spread import median, quartiles
 
 
@@ -53,7 +53,8 @@ def _conditions(result: Result) -> str:
     model = scenario.bundle or f"random {scenario.shape}"
     text = (
         f"{env.cpu}, {env.cores} cores, {machine.threads} threads ({' '.join(machine.cpu_flags)}; "
-        f"governor {machine.governor}); {model}, {scenario.precision}, {scenario.execution_provider}; "
+        f"governor {machine.governor}); {model}, {scenario.precision}, "
+        f"{scenario.execution_provider}; "
         f"commit {env.commit}{dirty}, {machine.started_at}. Other processes used "
         f"{machine.cpu_share_of_others:.0%} of the machine."
     )
@@ -95,16 +96,21 @@ def _table(points: Sequence[Point]) -> list[str]:
     return lines
 
 
+def _over_floor(point: Point) -> list[str]:
+    if not point.floor:
+        return ["", ""]
+    return [amount(point.floor, point.unit), f"{point.median / point.floor:.2f}"]
+
+
 def _figures(result: Result) -> list[str]:
     scenario = result.scenario
     lines = ["| figure | value | target |", "|---|---|---|"]
     for name, value in result.findings.figures.items():
-        target = ""
-        if name in scenario.at_most:
-            is_met = value is not None and value <= scenario.at_most[name]
-            target = f"at most {scenario.at_most[name]:g}: {'met' if is_met else 'MISSED'}"
-        if name in scenario.at_least:
-            is_met = value is not None and value >= scenario.at_least[name]
-            target = f"at least {scenario.at_least[name]:g}: {'met' if is_met else 'MISSED'}"
-        lines.append(f"| {name} | {shown(value)} | {target} |")
+        targets = [
+            f"{word} {bounds[name]:g}: "
+            + ("met" if meets(value, bounds[name], is_upper=word == "at most") else "MISSED")
+            for word, bounds in (("at most", scenario.at_most), ("at least", scenario.at_least))
+            if name in bounds
+        ]
+        lines.append(f"| {name} | {shown(value)} | {'; '.join(targets)} |")
     return lines

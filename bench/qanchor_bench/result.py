@@ -4,6 +4,8 @@ import math
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from qanchor import config
 from qanchor.config import Config
 from qanchor.environment import Environment
@@ -20,7 +22,7 @@ class Point(Config, frozen=True, kw_only=True):
     """Unique within the result; equal names in two results are compared."""
     group: str
     """Points of one group stand in one table and one plot."""
-    labels: dict[str, str | float] = {}
+    labels: dict[str, str | float] = msgspec.field(default_factory=dict)
     """What was set, such as the number of queries."""
     unit: Literal["s", "bytes", "1/s", "1"]
     values: tuple[float | None, ...]
@@ -73,11 +75,11 @@ class Findings(Config, frozen=True, kw_only=True):
 
     points: tuple[Point, ...]
     checks: tuple[Check, ...]
-    figures: dict[str, float | None] = {}
+    figures: dict[str, float | None] = msgspec.field(default_factory=dict)
     """Derived numbers, most of them ratios; None where a percentile was infinite."""
-    rates: dict[str, float] = {}
+    rates: dict[str, float] = msgspec.field(default_factory=dict)
     """Measured rates of the machine that floors are stated with: FLOP/s and bytes/s."""
-    counts: dict[str, int] = {}
+    counts: dict[str, int] = msgspec.field(default_factory=dict)
     """Requests by what became of them, or other counts."""
     notes: tuple[str, ...] = ()
     """What was not run, and why; what is not counted."""
@@ -95,20 +97,14 @@ class Result(Config, frozen=True, kw_only=True):
     @property
     def missed(self) -> tuple[str, ...]:
         """Targets of the scenario that were not reached, in words."""
-        found = self.findings.figures
-        missed = []
-        for bounds, word in (
-            (self.scenario.at_most, "at most"),
-            (self.scenario.at_least, "at least"),
-        ):
-            for name, bound in bounds.items():
-                value = found.get(name)
-                is_met = value is not None and (
-                    value <= bound if word == "at most" else value >= bound
-                )
-                if not is_met:
-                    missed.append(f"{name} {shown(value)}, wanted {word} {bound:g}")
-        return tuple(missed)
+        targets = [(name, bound, True) for name, bound in self.scenario.at_most.items()]
+        targets += [(name, bound, False) for name, bound in self.scenario.at_least.items()]
+        return tuple(
+            f"{name} {shown(self.findings.figures.get(name))}, wanted "
+            f"{'at most' if is_upper else 'at least'} {bound:g}"
+            for name, bound, is_upper in targets
+            if not meets(self.findings.figures.get(name), bound, is_upper=is_upper)
+        )
 
     @property
     def is_right(self) -> bool:
@@ -117,8 +113,13 @@ class Result(Config, frozen=True, kw_only=True):
 
 
 def shown(value: float | None) -> str:
-    """A number for people; `beyond the deadline` for None."""
-    return "beyond the deadline" if value is None else f"{value:.4g}"
+    """A number for people; None is a percentile beyond the deadline, or nothing measured."""
+    return "no value" if value is None else f"{value:.4g}"
+
+
+def meets(value: float | None, bound: float, *, is_upper: bool) -> bool:
+    """Whether a figure keeps its bound; one that is missing or infinite does not."""
+    return value is not None and (value <= bound if is_upper else value >= bound)
 
 
 def finite(value: float) -> float | None:

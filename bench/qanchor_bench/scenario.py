@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from qanchor import config
 from qanchor.config import Config, nearest
 from qanchor.errors import ConfigError
@@ -25,7 +27,7 @@ class BenchScenario(Config, frozen=True, kw_only=True):
     is_short: bool = False
     """Part of what `make bench` runs."""
     shape: str = "mini"
-    """Random weights of this shape (tiny, mini, qwen2.5-0.5b); without effect if `bundle` is set."""
+    """Random weights of this shape: tiny, mini, qwen2.5-0.5b. No effect if `bundle` is set."""
     bundle: str = ""
     """Path of a bundle to measure instead, such as a trained one."""
     engine: Literal["ort"] = "ort"
@@ -69,13 +71,13 @@ class BenchScenario(Config, frozen=True, kw_only=True):
     """serve: seconds after its intended send time at which a request counts as incomplete."""
     budget_gib: tuple[float, ...] = (2.0,)
     """static: memory for keys and values."""
-    server: dict[str, int | float | bool] = {}
+    server: dict[str, int | float | bool] = msgspec.field(default_factory=dict)
     """serve: ServerConfig fields to set."""
     full_repeats: int = 1
     """peers: repeats of the full passes, which take long."""
-    at_most: dict[str, float] = {}
+    at_most: dict[str, float] = msgspec.field(default_factory=dict)
     """Figures of the result that must not exceed this."""
-    at_least: dict[str, float] = {}
+    at_least: dict[str, float] = msgspec.field(default_factory=dict)
     """Figures of the result that must reach this."""
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from qanchor.bundle.packing import SuffixQuery
@@ -67,7 +68,8 @@ def run(bench: Bench) -> Findings:
     )
     cold = alone.users(_num_cold(scenario, rate), seed=scenario.seed + 1, name="cold")
     expected = bench.scratch / "expected.npz"
-    np.savez(expected, **alone.expected([*hot, *cold[:_NUM_COLD_CHECKED]]))
+    right: dict[str, Any] = alone.expected([*hot, *cold[:_NUM_COLD_CHECKED]])
+    np.savez(expected, **right)
     logger.info("engine step %.2f ms, prefill %.1f ms", 1e3 * step_s, 1e3 * prefill_s)
     logger.info("%.0f arrivals/s in the open loop, %d cold users", rate, len(cold))
     settings = _server_settings(bench, len(hot) + len(cold))
@@ -275,8 +277,8 @@ def _add_latencies(
     for word, percent in PERCENTILES.items():
         values = latencies(records, hits_only=True)
         samples.add(f"{name}: {word}", percentile(values, percent), **labels, percentile=word)
-    if labels.get("hit_ratio", 1.0) != 1.0:
-        values = [r.latency_s for r in records if not r.reply.was_hit]
+    values = [record.latency_s for record in records if not record.reply.was_hit]
+    if values:
         samples.add(f"{name}: misses p50", percentile(values, 50.0), **labels, percentile="misses")
 
 
@@ -406,6 +408,4 @@ def _total(counts: Counter[str]) -> int:
 
 
 def _with(plan: ClientPlan, **changes: Any) -> ClientPlan:
-    import msgspec
-
     return msgspec.structs.replace(plan, **changes)

@@ -1,4 +1,4 @@
-"""Suite `static`: what follows from sizes and from the machine's rates, before any step is timed."""
+"""Suite `static`: what follows from sizes and the machine's rates, before any step is timed."""
 
 from dataclasses import asdict
 
