@@ -17,6 +17,7 @@ from typing import Any
 
 from qanchor_bench.floors import StepSize
 from qanchor_bench.result import Point
+from qanchor_bench.spread import median
 from qanchor_export.source import ExportSource
 
 logger = logging.getLogger(__name__)
@@ -73,8 +74,8 @@ def llama_points(
         _write_gguf(source, file, kind)
         for road, num_tokens in lens.items():
             seconds = _time(llama, file, size.prefix_len, num_tokens, repeats, threads)
-            logger.info("%s %s: %.1f ms", road, kind, 1e3 * sorted(seconds)[len(seconds) // 2])
-            if road not in best or sorted(seconds) < sorted(best[road][0]):
+            logger.info("%s %s: %.1f ms", road, kind, 1e3 * median(seconds))
+            if road not in best or median(seconds) < median(best[road][0]):
                 best[road] = (seconds, kind)
         file.unlink()
     groups = {"llama_one": "one query", "llama_all": "all queries"}

@@ -15,13 +15,14 @@ from qanchor.bundle.packing import SuffixQuery, UserSuffix, pack
 from qanchor.data.prefix import ADAPTER_TOKEN
 from qanchor_bench.result import Check
 from qanchor_bench.scenario import Precision
+from qanchor_server.config import ServerConfig
 from qanchor_server.engine import Engine, PrefixChunk
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
-CHUNK_LEN = 256
-"""Prefix positions per prefill step, the server's default."""
+CHUNK_LEN = ServerConfig().chunk_len
+"""Prefix positions per prefill step."""
 MAX_ABS_DIFFERENCE = 1e-4
 """float32: components of unit vectors, sums in another order."""
 MIN_COSINE_INT8 = 0.99
