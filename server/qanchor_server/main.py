@@ -8,6 +8,7 @@
 """
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -38,6 +39,10 @@ from qanchor_server.service import add_services
 from qanchor_server.worker import EngineParts, Worker, WorkerModel
 
 log = logging.getLogger(__name__)
+
+# After a step the worker needs the interpreter lock to start the next one. At the usual 5 ms it
+# waits that long whenever the event loop is busy, and the device with it.
+_SWITCH_SECONDS = 0.0005
 
 
 class Server:
@@ -163,6 +168,9 @@ async def run(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.request_stop)
     if await server.wait_ready():
+        # What start-up left stays: full collections would walk it again and again, 16 ms each.
+        gc.collect()
+        gc.freeze()
         host = config.address.rpartition(":")[0]
         manifest = bundle.manifest
         if port_file is not None:
@@ -185,6 +193,7 @@ def serve(bundle_dir: Path, config: ServerConfig, *, port_file: Path | None = No
 
     bundle = open_bundle(bundle_dir)
     log.info("settings: %s", to_json(config).decode())
+    sys.setswitchinterval(_SWITCH_SECONDS)
     options = OrtOptions(
         execution_provider=config.execution_provider,
         intra_op_threads=config.intra_op_threads,
