@@ -35,9 +35,15 @@ def result(*points: Point, is_right: bool = True, **scenario: object) -> Result:
             cpu="cpu", cores=2, python="3", packages={}, commit="abc", is_dirty=False
         ),
         machine=MachineState(
-            threads=2, cpu_flags=("avx2",), governor="unknown", memory_gib=8.0,
-            load_average_before=0.0, load_average_after=0.0, cpu_share_of_others=0.0,
-            started_at="2026-11-25T10:00:00+00:00", wall_seconds=1.0,
+            threads=2,
+            cpu_flags=("avx2",),
+            governor="unknown",
+            memory_gib=8.0,
+            load_average_before=0.0,
+            load_average_after=0.0,
+            cpu_share_of_others=0.0,
+            started_at="2026-11-25T10:00:00+00:00",
+            wall_seconds=1.0,
         ),  # fmt: skip
         model_id="m",
         findings=Findings(
