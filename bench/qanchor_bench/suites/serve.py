@@ -308,9 +308,9 @@ def _findings(
         figures=figures(samples.values, bench.scenario.hit_ratios),
         counts=dict(counts),
         notes=(
-            f"open loop: {rate:.1f} arrivals/s, about {rate * bench.scenario.seconds:.0f} requests per "
-            "phase and round (below 100 its p99 is the slowest); latencies count from the intended "
-            "send time",
+            f"open loop: {rate:.1f} arrivals/s, about {rate * bench.scenario.seconds:.0f} requests "
+            "per phase and round (below 100 the p99 is the slowest); latencies count from the "
+            "intended send time",
             f"the engine alone is best with {alone.width} users in a step",
             "percentiles are over hits; cold users' event texts were never seen before",
         ),
