@@ -28,13 +28,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from bench.machine import Busy, hardware_slug
 from qanchor.bundle.packing import SuffixQuery, UserSuffix, pack
 from qanchor.bundle.reader import Bundle, open_bundle
 from qanchor.client import AsyncClient, CacheState
 from qanchor.config import ProfileSchema
 from qanchor.data.profile import DAY_SECONDS, Event, Profile
 from qanchor.environment import environment
+from qanchor_bench.machine import Busy, hardware_slug
 from qanchor_server.config import ServerConfig
 from qanchor_server.disk_files import HEADER_BYTES
 from qanchor_server.engine.ort import OrtEngine, OrtOptions

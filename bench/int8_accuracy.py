@@ -25,7 +25,6 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from bench.machine import hardware_slug
 from qanchor.bundle.manifest import KvDType
 from qanchor.bundle.reader import open_bundle
 from qanchor.checkpoint import load_checkpoint
@@ -34,6 +33,7 @@ from qanchor.data.prefix import build_layout, slot_vectors, with_measures
 from qanchor.data.render import RenderedProfile, render_profile
 from qanchor.environment import environment
 from qanchor.eval.evaluate import SPLITS, probe_scenario
+from qanchor_bench.machine import hardware_slug
 from qanchor_export.bundle_writer import export_bundle
 from qanchor_export.calibration import calibration_users
 from qanchor_export.quantize import Calibration

@@ -89,7 +89,7 @@ def _add_export(subparsers: Any) -> None:
         action="store_true",
         help="random weights instead of a checkpoint: full cost, meaningless answers",
     )
-    export.add_argument("--shape", default="", help="with --random: qwen2.5-0.5b or tiny")
+    export.add_argument("--shape", default="", help="with --random: qwen2.5-0.5b, mini or tiny")
     export.add_argument(
         "--scenarios",
         type=Path,

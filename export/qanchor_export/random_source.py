@@ -83,7 +83,24 @@ TINY = Shape(
     head_inner_dim=24,
     embedding_dim=12,
 )
-SHAPES = (QWEN_0_5B, TINY)
+MINI = Shape(
+    name="mini",
+    vocab_size=2048,
+    hidden_dim=128,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=32,
+    intermediate_dim=256,
+    rope_theta=1e4,
+    event_vocab_size=2048,
+    event_dim=128,
+    event_layers=1,
+    event_heads=4,
+    event_intermediate_dim=256,
+)
+"""The sizes of the recipe `mini`."""
+SHAPES = (QWEN_0_5B, MINI, TINY)
 
 
 def shape_named(name: str) -> Shape:

@@ -35,11 +35,16 @@ def sample_users(
     None draws the share per user and modality, so that prefix lengths differ and some modalities
     are empty.
     """
+    profiles = sample_profiles(schema, num_users, seed, fill)
+    return [render_profile(profile, schema) for profile in profiles]
+
+
+def sample_profiles(
+    schema: ProfileSchema, num_users: int, seed: int, fill: float | None = None
+) -> list[Profile]:
+    """The same users as they are stored; ids `sample-0`, `sample-1`, ..."""
     draw = random.Random(seed)
-    return [
-        render_profile(_profile(schema, draw, fill, f"sample-{number}"), schema)
-        for number in range(num_users)
-    ]
+    return [_profile(schema, draw, fill, f"sample-{number}") for number in range(num_users)]
 
 
 def _profile(

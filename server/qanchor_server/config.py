@@ -67,10 +67,10 @@ class ServerConfig(Config, frozen=True, kw_only=True):
     slab_ladder: tuple[int, ...] = (128, 256, 384, 512, 768, 1024, 1536, 2048)
     """Slot lengths in tokens; steps above the model's longest prefix are dropped and the longest
     prefix is added. Finer: less waste per slot, less reuse between users."""
-    chunk_len: int = 256
+    chunk_len: int = 128
     """Prefix positions per prefill step. Smaller: a waiting query is served sooner, the encoding
     takes longer."""
-    max_event_tokens_per_step: int = 4096
+    max_event_tokens_per_step: int = 1024
     """Padded event-text tokens per prefill step, for the same trade."""
     max_step_tokens: int = 512
     """Most packed suffix tokens of one suffix step; at least the model's max_query_len."""

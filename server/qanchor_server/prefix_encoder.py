@@ -45,6 +45,15 @@ class EventVectors:
             self._vectors.popitem(last=False)
 
 
+@dataclass(frozen=True, slots=True)
+class PendingText:
+    """An event text whose vector is not known yet."""
+
+    key: TextKey
+    text: str
+    max_event_tokens: int
+
+
 @dataclass(slots=True)
 class Encoding(Generic[SlotT]):
     """A prefix on its way into a slot."""
@@ -55,8 +64,8 @@ class Encoding(Generic[SlotT]):
     """One per event, in prefix order."""
     known: dict[TextKey, FloatArray]
     """Vectors of this user's texts; held here so that the cache cannot lose them midway."""
-    pending: list[tuple[TextKey, list[int]]]
-    """Texts to encode, longest first: key and token ids."""
+    pending: list[PendingText]
+    """Texts to encode, longest first."""
     vectors_PE: FloatArray | None = field(default=None)
     num_done: int = 0
     """Prefix positions in the slot."""
@@ -81,10 +90,10 @@ class PrefixEncoder(Generic[SlotT]):
         self._cache = EventVectors(max_cached_texts)
 
     def start(self, prepared: PreparedPrefix, slot: SlotT) -> Encoding[SlotT]:
-        """Look up the user's event vectors and tokenise the texts that have none."""
+        """Look up the user's event vectors; texts that have none are pending."""
         keys: list[TextKey] = []
         known: dict[TextKey, FloatArray] = {}
-        pending: dict[TextKey, list[int]] = {}
+        pending: dict[TextKey, PendingText] = {}
         modalities = self._bundle.manifest.profile_schema.modalities
         for spec, texts in zip(modalities, prepared.rendered.texts, strict=True):
             for text in texts:
@@ -94,11 +103,11 @@ class PrefixEncoder(Generic[SlotT]):
                     continue
                 vector_E = self._cache.get(key)
                 if vector_E is None:
-                    pending[key] = self._bundle.encode_event(text, spec.max_event_tokens)
+                    pending[key] = PendingText(key, text, spec.max_event_tokens)
                 else:
                     known[key] = vector_E
         # Neighbours in length share a batch, so that little of it is padding.
-        ordered = sorted(pending.items(), key=lambda item: len(item[1]), reverse=True)
+        ordered = sorted(pending.values(), key=lambda item: len(item.text), reverse=True)
         return Encoding(prepared, slot, keys, known, ordered)
 
     def advance(self, encoding: Encoding[SlotT]) -> bool:
@@ -132,19 +141,34 @@ class PrefixEncoder(Generic[SlotT]):
             pass
 
     def _encode_texts(self, encoding: Encoding[SlotT]) -> None:
-        text_len = max(1, len(encoding.pending[0][1]))
-        num_texts = max(1, self._max_event_tokens // text_len)
-        batch = encoding.pending[:num_texts]
+        batch = self._next_batch(encoding.pending)
         pad = self._bundle.manifest.event_pad
+        text_len = max(1, max(len(ids) for ids in batch))
         token_ids_NT = np.full((len(batch), text_len), pad, dtype=np.int64)
-        for row, (_, ids) in enumerate(batch):
+        for row, ids in enumerate(batch):
             token_ids_NT[row, : len(ids)] = ids
         vectors_NE = self._engine.encode_events(token_ids_NT)
-        for row, (key, _) in enumerate(batch):
+        for row, item in enumerate(encoding.pending[: len(batch)]):
             vector_E = vectors_NE[row].copy()
-            encoding.known[key] = vector_E
-            self._cache.put(key, vector_E)
-        del encoding.pending[:num_texts]
+            encoding.known[item.key] = vector_E
+            self._cache.put(item.key, vector_E)
+        del encoding.pending[: len(batch)]
+
+    def _next_batch(self, pending: list[PendingText]) -> list[list[int]]:
+        """Token ids of the first pending texts that fit into a step, at least one.
+
+        Texts are tokenised piece by piece: all of a user's at once would hold up a waiting suffix
+        step for longer than any piece on the device.
+        """
+        batch: list[list[int]] = []
+        text_len = 1
+        for item in pending:
+            ids = self._bundle.encode_event(item.text, item.max_event_tokens)
+            text_len = max(text_len, len(ids))
+            if batch and text_len * (len(batch) + 1) > self._max_event_tokens:
+                break
+            batch.append(ids)
+        return batch
 
     def _assemble(self, encoding: Encoding[SlotT]) -> FloatArray:
         event_dim = self._bundle.manifest.dims.event_dim

@@ -41,11 +41,12 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         self, request: embedding_pb2.EmbedRequest, context: Context
     ) -> embedding_pb2.EmbedResponse:
         """One user, N queries; on cancel or deadline the work leaves the queue."""
+        response = embedding_pb2.EmbedResponse()
         try:
-            results, provenance = await self._embed(request, context.time_remaining())
+            await self._embed(request, response, context.time_remaining())
         except QAnchorError as error:
             await abort(context, error)
-        return embedding_pb2.EmbedResponse(results=results, provenance=provenance)
+        return response
 
     async def StreamEmbed(
         self,
@@ -81,32 +82,31 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
     async def _stream_item(
         self, item: embedding_pb2.StreamEmbedRequest, timeout_s: float | None
     ) -> embedding_pb2.StreamEmbedResponse:
+        response = embedding_pb2.StreamEmbedResponse(
+            request_id=item.request_id, status=status_pb2.Status()
+        )
         try:
-            results, provenance = await self._embed(item, timeout_s)
+            await self._embed(item, response, timeout_s)
         except QAnchorError as error:
             return embedding_pb2.StreamEmbedResponse(
                 request_id=item.request_id, status=to_status(error)
             )
-        return embedding_pb2.StreamEmbedResponse(
-            request_id=item.request_id,
-            status=status_pb2.Status(),
-            results=results,
-            provenance=provenance,
-        )
+        return response
 
     async def _embed(
         self,
         request: embedding_pb2.EmbedRequest | embedding_pb2.StreamEmbedRequest,
+        response: embedding_pb2.EmbedResponse | embedding_pb2.StreamEmbedResponse,
         timeout_s: float | None,
-    ) -> tuple[list[embedding_pb2.EmbedResult], embedding_pb2.Provenance]:
+    ) -> None:
         core = self._core
         core.admission.check_num_queries(len(request.queries))
         wire.check_encoding(request.encoding)
         queries = wire.parse_queries(request.queries, core.resolver)
         suffixes = tuple(query.suffix for query in queries)
         answer = await core.embed(request.user_id, suffixes, timeout_s)
-        results = wire.results(answer, queries, request.encoding)
-        return results, wire.provenance(answer, core.bundle.manifest)
+        wire.write_results(response, answer, queries, request.encoding)
+        response.provenance.CopyFrom(wire.provenance(answer, core.bundle.manifest))
 
 
 class ProfileService(profile_pb2_grpc.ProfileServiceServicer):

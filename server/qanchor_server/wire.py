@@ -6,7 +6,6 @@ Every check here names the field as the caller wrote it, e.g. `events[3].event_t
 import math
 from collections.abc import Sequence
 
-import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from qanchor.bundle.manifest import Manifest
@@ -15,7 +14,6 @@ from qanchor.data.profile import MAX_TEXT_CHARS, Event, Profile, validate_event
 from qanchor.errors import InvalidInput
 from qanchor.v1 import embedding_pb2, profile_pb2, scenario_pb2
 from qanchor_server.answers import Answer
-from qanchor_server.engine import FloatArray
 from qanchor_server.kv_pool import Found, PrefixRef
 from qanchor_server.profiles.store import Append
 from qanchor_server.resolve import ResolvedQuery, Resolver
@@ -84,36 +82,36 @@ def check_encoding(encoding: int) -> None:
         )
 
 
-def results(
-    answer: Answer, queries: Sequence[ResolvedQuery], encoding: int
-) -> list[embedding_pb2.EmbedResult]:
-    """The wire form of an answer's vectors, one result per query."""
-    written = []
-    for vector_Z, query in zip(answer.vectors_QZ, queries, strict=True):
-        result = embedding_pb2.EmbedResult(vector=vector(vector_Z, encoding))
+def write_results(
+    into: embedding_pb2.EmbedResponse | embedding_pb2.StreamEmbedResponse,
+    answer: Answer,
+    queries: Sequence[ResolvedQuery],
+    encoding: int,
+) -> None:
+    """Fill a response's `results` with the wire form of an answer's vectors, one per query.
+
+    Written in place and cut from one block of bytes: messages made apart and copied in take
+    three times as long.
+    """
+    vectors_QZ = answer.vectors_QZ
+    is_half = encoding == embedding_pb2.VECTOR_ENCODING_FLOAT16_BYTES
+    is_list = encoding == embedding_pb2.VECTOR_ENCODING_FLOAT_LIST
+    dtype = embedding_pb2.ELEMENT_TYPE_FLOAT16 if is_half else embedding_pb2.ELEMENT_TYPE_FLOAT32
+    block = b"" if is_list else vectors_QZ.astype("<f2" if is_half else "<f4").tobytes()
+    num_queries, dimension = vectors_QZ.shape
+    num_bytes = len(block) // max(1, num_queries)
+    for row, query in enumerate(queries):
+        result = into.results.add()
+        vector = result.vector
+        vector.dtype = dtype
+        vector.dimension = dimension
+        if is_list:
+            vector.values.extend(vectors_QZ[row].tolist())
+        else:
+            vector.data = block[row * num_bytes : (row + 1) * num_bytes]
         if query.scenario is not None:
             result.scenario = query.scenario.name
             result.scenario_version = query.scenario.version
-        written.append(result)
-    return written
-
-
-def vector(vector_Z: FloatArray, encoding: int) -> embedding_pb2.Vector:
-    """One float32 vector in the asked-for encoding, little-endian."""
-    if encoding == embedding_pb2.VECTOR_ENCODING_FLOAT16_BYTES:
-        return embedding_pb2.Vector(
-            dtype=embedding_pb2.ELEMENT_TYPE_FLOAT16,
-            dimension=len(vector_Z),
-            data=vector_Z.astype("<f2").tobytes(),
-        )
-    message = embedding_pb2.Vector(
-        dtype=embedding_pb2.ELEMENT_TYPE_FLOAT32, dimension=len(vector_Z)
-    )
-    if encoding == embedding_pb2.VECTOR_ENCODING_FLOAT_LIST:
-        message.values.extend(vector_Z.tolist())
-    else:
-        message.data = np.asarray(vector_Z, dtype="<f4").tobytes()
-    return message
 
 
 def provenance(answer: Answer, manifest: Manifest) -> embedding_pb2.Provenance:

@@ -15,10 +15,16 @@ import onnxruntime as ort
 import torch
 from onnx import helper, numpy_helper
 
+from qanchor.bundle.manifest import Precision
 from qanchor.environment import cpu_model
 
-_READ_BYTES = 1 << 30
-_RATE_REPEATS = 20
+_READ_BYTES = 1 << 29
+_RATE_SECONDS = 0.4
+_RATE_REPEATS = 8
+_DECISIVE_FLAGS = (
+    "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile",
+    "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve", "bf16",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +35,18 @@ class Rates:
     """float32 FLOP/s, the better of `ort` and `torch`."""
     ort_gemm_flops: float
     torch_gemm_flops: float
+    int8_gemm_flops: float
+    """Operations/s of ONNX Runtime's uint8 x int8 product, its left side quantised beforehand."""
     read_bytes: float
     """Bytes/s of reading memory with all threads."""
-    int8_gemm_flops: float = 0.0
-    """ONNX Runtime's uint8 x int8 GEMM to float32, its left side quantised beforehand."""
+
+    def dense_flops(self, precision: Precision) -> float:
+        """Rate of products with the model's weights in that precision."""
+        return self.int8_gemm_flops if precision == "int8" else self.gemm_flops
 
 
 def measure_rates(num_rows: int, inner: int, columns: int, num_threads: int) -> Rates:
-    """Rates of a float32 GEMM [num_rows, inner] x [inner, columns] and of a long sum."""
+    """Rates of GEMMs [num_rows, inner] x [inner, columns] and of a long sum."""
     flops = 2.0 * num_rows * inner * columns
     ort_flops = flops / _best(_ort_gemm(num_rows, inner, columns, num_threads))
     int8_flops = flops / _best(_ort_int8_gemm(num_rows, inner, columns, num_threads))
@@ -44,8 +54,7 @@ def measure_rates(num_rows: int, inner: int, columns: int, num_threads: int) -> 
     torch_flops = flops / _best(lambda: left @ right)
     long = torch.ones(_READ_BYTES // 4)
     read_bytes = _READ_BYTES / _best(lambda: long.sum())
-    best = max(ort_flops, torch_flops)
-    return Rates(best, ort_flops, torch_flops, read_bytes, int8_flops)
+    return Rates(max(ort_flops, torch_flops), ort_flops, torch_flops, int8_flops, read_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +69,40 @@ class Busy:
     def now(cls) -> "Busy":
         """Read the clocks; all processes count as idle where /proc/stat does not exist."""
         own = os.times()
+        # Children count once they have been waited for.
+        own_seconds = own.user + own.system + own.children_user + own.children_system
         try:
             fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
         except OSError:
-            return cls(time.monotonic(), 0.0, own.user + own.system)
+            return cls(time.monotonic(), 0.0, own_seconds)
         ticks = [int(field) for field in fields]
         # Fields 4 and 5 are idle and waiting for the disk, 9 and 10 repeat user time of guests.
         busy = (sum(ticks[:3]) + sum(ticks[5:8])) / os.sysconf("SC_CLK_TCK")
-        return cls(time.monotonic(), busy, own.user + own.system)
+        return cls(time.monotonic(), busy, own_seconds)
 
     def others_since(self, earlier: "Busy") -> float:
         """Share of the machine, 0 to 1, that other processes used since `earlier`."""
         others = self.all_seconds - earlier.all_seconds - (self.own_seconds - earlier.own_seconds)
         possible = (self.wall_seconds - earlier.wall_seconds) * (os.cpu_count() or 1)
         return max(0.0, others / possible)
+
+
+def cpu_flags() -> tuple[str, ...]:
+    """Instruction sets present that decide how fast matrix products can be."""
+    text = _read("/proc/cpuinfo")
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    present = set(found.group(1).split()) if found else set()
+    return tuple(flag for flag in _DECISIVE_FLAGS if flag in present)
+
+
+def governor() -> str:
+    """The first core's frequency governor, or `unknown`."""
+    return _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or "unknown"
+
+
+def memory_gib() -> float:
+    """Memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
 
 
 def hardware_slug() -> str:
@@ -86,7 +115,7 @@ def _ort_gemm(num_rows: int, inner: int, columns: int, num_threads: int) -> Call
     weight = rng.standard_normal((inner, columns), dtype=np.float32)
     left = rng.standard_normal((num_rows, inner), dtype=np.float32)
     node = helper.make_node("MatMul", ["left", "weight"], ["product"])
-    return _ort_node(node, left, {"weight": weight}, num_threads)
+    return _ort_product(node, left, {"weight": weight}, num_threads)
 
 
 def _ort_int8_gemm(
@@ -94,7 +123,7 @@ def _ort_int8_gemm(
 ) -> Callable[[], object]:
     rng = np.random.default_rng(0)
     left = rng.integers(0, 256, (num_rows, inner), dtype=np.uint8)
-    constants = {
+    constants: dict[str, npt.NDArray[Any]] = {
         "weight": rng.integers(-127, 128, (inner, columns), dtype=np.int8),
         "left_scale": np.array(1.0, dtype=np.float32),
         "column_scales": np.ones(columns, dtype=np.float32),
@@ -102,11 +131,14 @@ def _ort_int8_gemm(
     }
     inputs = ["left", "weight", "left_scale", "column_scales", "left_zero"]
     node = helper.make_node("MatMulIntegerToFloat", inputs, ["product"], domain="com.microsoft")
-    return _ort_node(node, left, constants, num_threads)
+    return _ort_product(node, left, constants, num_threads)
 
 
-def _ort_node(
-    node: Any, left: npt.NDArray[Any], constants: dict[str, npt.NDArray[Any]], num_threads: int
+def _ort_product(
+    node: onnx.NodeProto,
+    left: npt.NDArray[Any],
+    constants: dict[str, npt.NDArray[Any]],
+    num_threads: int,
 ) -> Callable[[], object]:
     """A run of one node over `left` and constants."""
     left_type = helper.np_dtype_to_tensor_dtype(left.dtype)
@@ -128,10 +160,19 @@ def _ort_node(
 
 
 def _best(run: Callable[[], object]) -> float:
+    """Seconds of the quickest of some runs: a rate is what the machine can do undisturbed."""
     run()
-    seconds = []
-    for _ in range(_RATE_REPEATS):
+    seconds: list[float] = []
+    end = time.perf_counter() + _RATE_SECONDS
+    while len(seconds) < _RATE_REPEATS or time.perf_counter() < end:
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
     return min(seconds)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return ""

@@ -1,0 +1,1 @@
+"""Measurements of Q-Anchor; bench/README.md says what every number means."""

@@ -1,0 +1,129 @@
+"""Runs scenarios, each in a process of its own, and writes their result files.
+
+python -m qanchor_bench.runner SCENARIO.toml RESULT_DIR [--prepare] [--set a=b]
+"""
+
+import argparse
+import datetime
+import importlib
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from qanchor import config
+from qanchor.bundle.reader import open_bundle
+from qanchor.environment import environment
+from qanchor.errors import ConfigError
+from qanchor_bench.scenario import BenchScenario, load_scenario
+
+logger = logging.getLogger(__name__)
+
+SUITES = {
+    "static": "qanchor_bench.suites.static",
+    "engine": "qanchor_bench.suites.engine",
+    "serve": "qanchor_bench.suites.serve",
+    "cache": "qanchor_bench.suites.cache",
+    "peers": "qanchor_bench.suites.peers",
+}
+"""Module by suite; each has `run(bench: Bench) -> Findings`."""
+
+
+def run_scenario(file: Path, results: Path, assignments: Sequence[str] = ()) -> Path | None:
+    """Measure a scenario in a fresh process; the result file, or None when the process failed.
+
+    The bundle is exported by another process before: its memory and threads do not disturb.
+    """
+    command = [sys.executable, "-m", "qanchor_bench.runner", str(file), str(results)]
+    for assignment in assignments:
+        command += ["--set", assignment]
+    # Waiting threads that spin would take cores from whoever works.
+    env = {"OMP_WAIT_POLICY": "passive", **os.environ}
+    if subprocess.run([*command, "--prepare"], env=env, check=False).returncode:
+        return None
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=False)
+    return None if done.returncode else Path(done.stdout.splitlines()[-1])
+
+
+def measure(scenario: BenchScenario, results: Path) -> Path:
+    """Measure in this process; returns the file written.
+
+    Raises ConfigError for a suite that is not built, and whatever the suite raises.
+    """
+    import torch
+
+    from qanchor_bench.bench import Bench, num_threads
+    from qanchor_bench.bundles import bundle_of
+    from qanchor_bench.machine import Busy, cpu_flags, governor, hardware_slug, memory_gib
+    from qanchor_bench.result import MachineState, Result, save_result
+
+    suite = _suite(scenario)
+    threads = num_threads(scenario)
+    torch.set_num_threads(threads)
+    bundle = open_bundle(bundle_of(scenario))
+    before, load_before = Busy.now(), os.getloadavg()[0]
+    started, start = datetime.datetime.now(datetime.UTC), time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="qanchor-bench-") as scratch:
+        findings = suite.run(Bench(scenario, bundle, threads, Path(scratch)))
+    machine = MachineState(
+        threads=threads,
+        cpu_flags=cpu_flags(),
+        governor=governor(),
+        memory_gib=memory_gib(),
+        load_average_before=load_before,
+        load_average_after=os.getloadavg()[0],
+        cpu_share_of_others=Busy.now().others_since(before),
+        started_at=started.isoformat(timespec="seconds"),
+        wall_seconds=time.monotonic() - start,
+    )
+    result = Result(
+        scenario=scenario,
+        environment=environment(),
+        machine=machine,
+        model_id=bundle.manifest.model_id,
+        findings=findings,
+    )
+    return save_result(result, results, hardware_slug())
+
+
+def _suite(scenario: BenchScenario):  # type: ignore[no-untyped-def] # a module
+    name = SUITES[scenario.suite]
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise ConfigError(
+            "suite", scenario.suite, "is not built yet", f"write {name.replace('.', '/')}.py"
+        ) from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepare or measure one scenario; the last line of stdout is the result's path."""
+    from qanchor_bench.bundles import bundle_of
+
+    parser = argparse.ArgumentParser(prog="qanchor_bench.runner", description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--prepare", action="store_true", help="only make the bundle")
+    config.add_set_argument(parser, "--set repeats=9")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
+    # The exporter tells of every graph it traces.
+    logging.getLogger("onnxscript").setLevel(logging.WARNING)
+    logging.getLogger("onnx_ir").setLevel(logging.WARNING)
+    scenario = config.override(load_scenario(args.file), args.assignments)
+    try:
+        print(bundle_of(scenario) if args.prepare else measure(scenario, args.results))
+    except ConfigError as error:
+        print(f"qanchor-bench: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
