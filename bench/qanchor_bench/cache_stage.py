@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from qanchor_server.prefix_source import prepare
 
 NOW_S = 20_000 * DAY_SECONDS
 _NUM_TEXTS = 32
+_NUM_OWN_TEXTS = 3
+_WORDS_PER_TEXT = 4
 _ARENA_ALIGNMENT = 64
 _SETTLE_SECONDS = 0.2
 
@@ -68,7 +70,7 @@ class Stage:
 
 
 def make_users(schema: ProfileSchema, num_users: int, prefix_len: int, seed: int) -> list[Profile]:
-    """Users with prefixes of about `prefix_len`, all of few texts, each in an order of his own.
+    """Users with prefixes of about `prefix_len`, each of a few texts of his own, out of a few.
 
     So a user differs from all others, and his event vectors are soon known: what remains is the
     least that an encoding costs.
@@ -77,23 +79,26 @@ def make_users(schema: ProfileSchema, num_users: int, prefix_len: int, seed: int
     total = sum(spec.max_events for spec in specs)
     # Header, user token, and a token and two delimiters per modality.
     wanted = max(1, min(total, prefix_len - 2 - 3 * len(schema.modalities)))
+    num_events = {spec.name: max(1, wanted * spec.max_events // total) for spec in specs}
     rng = np.random.default_rng(seed)
-    users = []
-    for number in range(num_users):
-        events = [
-            Event(
-                time_s=NOW_S - 600 * place,
-                modality=spec.name,
-                event_type="pays",
-                text=f"kind {kind}",
-            )
-            for spec in specs
-            for place, kind in enumerate(
-                rng.integers(0, _NUM_TEXTS, max(1, wanted * spec.max_events // total)).tolist()
-            )
-        ]
-        users.append(Profile(user_id=f"user-{number}", as_of_s=NOW_S, events=tuple(events)))
-    return users
+    return [
+        Profile(
+            user_id=f"user-{number}",
+            as_of_s=NOW_S,
+            events=tuple(_events(num_events, rng)),
+        )
+        for number in range(num_users)
+    ]
+
+
+def _events(num_events: Mapping[str, int], rng: np.random.Generator) -> Iterator[Event]:
+    own = rng.choice(_NUM_TEXTS, _NUM_OWN_TEXTS, replace=False)
+    for modality, count in num_events.items():
+        for place, word in enumerate(rng.choice(own, count).tolist()):
+            # A word alone would leave the vectors of two texts nearly the same.
+            text = " ".join([str(word)] * _WORDS_PER_TEXT)
+            time_s = NOW_S - 600 * place
+            yield Event(time_s=time_s, modality=modality, event_type="pays", text=text)
 
 
 @asynccontextmanager

@@ -76,8 +76,12 @@ def measure_gpu_rates(num_rows: int, inner: int, columns: int, precision: Precis
     right = torch.randn(inner, columns, device="cuda", dtype=dtype)
     long = torch.ones(_READ_BYTES // 4, device="cuda")
 
-    def finished(start: Callable[[], object]) -> Callable[[], object]:
-        return lambda: (start(), torch.cuda.synchronize())
+    def finished(start: Callable[[], object]) -> Callable[[], None]:
+        def run() -> None:
+            start()
+            torch.cuda.synchronize()
+
+        return run
 
     flops = 2.0 * num_rows * inner * columns / _best(finished(lambda: left @ right))
     read_bytes = _READ_BYTES / _best(finished(lambda: long.sum()))

@@ -20,7 +20,10 @@ from qanchor.bundle.reader import open_bundle
 from qanchor.data.dataset import Dataset, open_dataset
 from qanchor.data.prefix import build_layout, slot_vectors, with_measures
 from qanchor.data.render import RenderedProfile, render_profile
-from qanchor.eval.evaluate import SPLITS, probe_scenario
+from qanchor.eval.judge import probe_all
+from qanchor.eval.methods import columns
+from qanchor.eval.metrics import auc
+from qanchor.eval.splits import chosen_users, judged_users
 from qanchor_bench.bench import Bench
 from qanchor_bench.bundles import bundle_of
 from qanchor_bench.result import Check, Findings, Point
@@ -62,7 +65,7 @@ def run(bench: Bench) -> Findings:
 
 def embed(runners: Sequence[BundleRunner], dataset: Dataset, max_users: int) -> Sides:
     """All scenarios' questions of the first users of each split, through both bundles."""
-    users = [user for split in SPLITS for user in dataset.user_ids(split)[:max_users]]
+    users = chosen_users(dataset, max_users)
     questions = [scenario.question for scenario in dataset.scenarios]
     found: list[list[FloatArray]] = [[], []]
     ids = []
@@ -94,17 +97,22 @@ def _both(
 
 def _auc_points(sides: Sides, dataset: Dataset, precision: str) -> list[Point]:
     """Each scenario's test AUC on both sides, side by side."""
+    judged = judged_users(dataset, sides.users)
+    found = [
+        (side, probe_all(judged, columns(matrix_UQZ), side).tests)
+        for side, matrix_UQZ in (("float32", sides.float32_UQZ), (precision, sides.rounded_UQZ))
+    ]
     return [
         Point(
             name=f"{scenario.name}: test AUC, {side}",
             group="test AUC",
             labels={"scenario": scenario.name, "side": side},
             unit="1",
-            values=(probe_scenario(dataset, scenario.name, sides.users, matrix_UQZ[:, index]).auc,),
+            values=(auc(tests[scenario.name].labels, tests[scenario.name].scores),),
             better="more",
         )
-        for index, scenario in enumerate(dataset.scenarios)
-        for side, matrix_UQZ in (("float32", sides.float32_UQZ), (precision, sides.rounded_UQZ))
+        for scenario in dataset.scenarios
+        for side, tests in found
     ]
 
 

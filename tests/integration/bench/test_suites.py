@@ -153,13 +153,13 @@ def test_cache_tells_when_short_prefixes_need_more_users(bench) -> None:
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a simulated data set and an untrained checkpoint of it."""
     directory = tmp_path_factory.mktemp("untrained")
-    training.prepare(directory, 120, seed=0)
+    training.prepare(directory, 400, seed=0)
     return directory
 
 
 def test_accuracy_compares_int8_with_float32_on_labelled_users(untrained, tmp_path) -> None:
     scenario = msgspec.structs.replace(
-        TINY, suite="accuracy", precision="int8", users=(20,), calibrate_users=4,
+        TINY, suite="accuracy", precision="int8", users=(60,), calibrate_users=4,
         checkpoint=str(untrained / "untrained"), dataset=str(untrained / "data"),
     )  # fmt: skip
     rounded = open_bundle(bundle_of(scenario, tmp_path))
