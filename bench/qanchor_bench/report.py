@@ -22,7 +22,7 @@ def markdown(result: Result) -> str:
     lines += [f"- {note}" for note in findings.notes]
     if findings.counts:
         counts = ", ".join(f"{count} {name}" for name, count in findings.counts.items())
-        lines.append(f"- requests: {counts}")
+        lines.append(f"- counted: {counts}")
     return "\n".join(lines)
 
 
@@ -52,12 +52,10 @@ def _conditions(result: Result) -> str:
     env, machine, rates = result.environment, result.machine, result.findings.rates
     dirty = " with uncommitted changes" if env.is_dirty else ""
     scenario = result.scenario
-    model = scenario.bundle or scenario.checkpoint or f"random {scenario.shape}"
     gpu = f"{machine.gpu}; " if machine.gpu else ""
     text = (
         f"{gpu}{env.cpu}, {env.cores} cores, {machine.threads} threads "
-        f"({' '.join(machine.cpu_flags)}; governor {machine.governor}); {model}, "
-        f"{scenario.precision}, {scenario.engine}; "
+        f"({' '.join(machine.cpu_flags)}; governor {machine.governor}); {_model(result)}; "
         f"commit {env.commit}{dirty}, {machine.started_at}. Other processes used "
         f"{machine.cpu_share_of_others:.0%} of the machine."
     )
@@ -68,6 +66,15 @@ def _conditions(result: Result) -> str:
             text += f"int8 {rates['int8_gemm_flops'] / 1e9:.0f}, "
         text += f"reading {rates['read_bytes'] / 1e9:.1f} GB/s."
     return text
+
+
+def _model(result: Result) -> str:
+    """What ran: weights, types, engine."""
+    scenario = result.scenario
+    if not result.model_id:
+        return "no bundle"
+    weights = scenario.bundle or scenario.checkpoint or f"random {scenario.shape}"
+    return f"{weights}, {scenario.precision}, {scenario.engine}"
 
 
 def _table(points: Sequence[Point]) -> list[str]:

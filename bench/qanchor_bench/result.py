@@ -96,6 +96,7 @@ class Result(Config, frozen=True, kw_only=True):
     environment: Environment
     machine: MachineState
     model_id: str
+    """Of the bundle; empty: the suite runs none."""
     findings: Findings
 
     @property

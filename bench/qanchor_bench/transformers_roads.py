@@ -28,10 +28,11 @@ def transformers_roads(
 ) -> dict[str, Road]:
     """Reused cache (one query, all in sequence, all as a batch) and full passes (one, all).
 
-    The model of `source` is moved to `device` and `dtype`, and stays there.
+    The model of `source` is moved to `device`, its decoder computes in `dtype` from then on; the
+    head stays float32, as in our graphs.
     """
-    model: Any = source.model.to(device, dtype)
-    decoder, head = model.decoder, model.head
+    model: Any = source.model.to(device)
+    decoder, head = _in_type(model.decoder, dtype), model.head
     prefix, queries = _on(model, prefix_P)[None], _on(model, queries_NS)
     queries[:, -1] = source.tokens.user_emb
     with torch.inference_mode():
@@ -72,6 +73,18 @@ def full_passes(source: ExportSource, prefix_P: IntArray, queries_NS: IntArray) 
         for row in queries
     ]
     return _vectors(model.head, torch.cat(states))
+
+
+def _in_type(decoder: Any, dtype: torch.dtype) -> Any:
+    """`decoder` computing in `dtype`; its rotary frequencies stay float32.
+
+    In half precision they would be wrong by a tenth of a radian at position 700, which is no fault
+    of one who loads a model in that type.
+    """
+    frequencies = decoder.rotary_emb.inv_freq
+    decoder.to(dtype)
+    decoder.rotary_emb.inv_freq = frequencies
+    return decoder
 
 
 def _on(model: Any, tokens: IntArray) -> torch.Tensor:

@@ -152,7 +152,7 @@ def agreement(rows: Sequence[Measured]) -> list[Check]:
         pairs = [(getattr(other, term), getattr(row, term)) for term in _TERMS]
         checks.append(
             Check(
-                name=f"losses of {row.name} = {other.name}",
+                name=f"losses of {row.name} {'are finite' if row is other else f'= {other.name}'}",
                 # `<=`, so that a NaN fails.
                 is_ok=all(abs(b - a) <= _LOSS_TOLERANCE * abs(a) for a, b in pairs),
                 detail=f"contrastive {row.contrastive:.4f}, next token {row.next_token:.4f}",

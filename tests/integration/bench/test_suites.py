@@ -2,21 +2,26 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 
+import torch
+
 from qanchor.bundle.reader import Bundle, open_bundle
 from qanchor.errors import ConfigError
 from qanchor_bench.bench import Bench
-from qanchor_bench.bundles import bundle_of
+from qanchor_bench.bundles import bundle_of, source_of
 from qanchor_bench.cli import main
 from qanchor_bench.result import Findings, load_result
 from qanchor_bench.runner import measure
 from qanchor_bench.scenario import BenchScenario
 from qanchor_bench.suites import accuracy, cache, engine, peers, serve, static, training
+from qanchor_bench.transformers_roads import transformers_roads
 from qanchor_server.engine.memory import HostMemory
 from qanchor_server.failures import Retryable
 
@@ -81,6 +86,20 @@ def test_peers_agree_with_the_packed_step(bench, name) -> None:
     assert found.figures["speedup_over_full_passes"] is not None
     assert any("vLLM" in note for note in found.notes)
     assert ("speedup_over_llama" in found.figures) != ("speedup_over_llama" in found.not_run)
+
+
+def test_transformers_answers_in_float32_whatever_it_runs_in() -> None:
+    """As on a GPU, where it runs in the type of the bundle."""
+    rng = np.random.default_rng(0)
+    prefix_P, queries_NS = rng.integers(0, 300, 30), rng.integers(0, 300, (3, 5))
+    exact = transformers_roads(source_of(TINY), prefix_P, queries_NS)
+    source: Any = source_of(TINY)
+    rounded = transformers_roads(source, prefix_P, queries_NS, dtype=torch.bfloat16)
+    assert source.model.decoder.rotary_emb.inv_freq.dtype == torch.float32
+    for name, road in exact.items():
+        wanted, found = road(), rounded[name]()
+        assert found.dtype == np.float32
+        assert 0.99 < float((found * wanted).sum(-1).mean()) < 1 - 1e-7
 
 
 class SmallMemory(HostMemory):
