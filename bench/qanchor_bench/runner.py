@@ -18,7 +18,7 @@ from pathlib import Path
 from qanchor import config
 from qanchor.bundle.reader import Bundle, open_bundle
 from qanchor.environment import environment
-from qanchor.errors import ConfigError
+from qanchor.errors import QAnchorError
 from qanchor_bench.scenario import BenchScenario, load_scenario
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             prepare(scenario)
         else:
             print(measure(scenario, args.results))
-    except ConfigError as error:
+    except QAnchorError as error:
         print(f"qanchor-bench: {error}", file=sys.stderr)
         return 2
     return 0
