@@ -5,6 +5,7 @@ of the machine hits all of them alike.
 import logging
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import Any
 
 from qanchor.bundle.reader import Bundle
 from qanchor.bundle.tolerance import Tolerances, tolerances
+from qanchor_bench.engines import open_scenario_engine
+from qanchor_bench.machine import Rates, measure_gpu_rates, measure_rates
 from qanchor_bench.scenario import BenchScenario
 from qanchor_bench.spread import median
-from qanchor_server.config import ServerConfig
 from qanchor_server.engine import Engine
-from qanchor_server.engine.choice import open_engine
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +32,17 @@ class Bench:
     """A scenario and what it runs on."""
 
     scenario: BenchScenario
-    bundle: Bundle
+    opened: Bundle | None
+    """None for a suite that runs no bundle."""
     threads: int
     scratch: Path
     """A directory that ends with the run."""
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle that is measured."""
+        assert self.opened is not None, "This is a bug: this suite runs no bundle."
+        return self.opened
 
     @property
     def allowed(self) -> Tolerances:
@@ -43,16 +51,25 @@ class Bench:
 
     def engine(self) -> Engine[Any]:
         """The server's engine over the scenario's bundle, as the server makes it."""
-        config = ServerConfig(engine=self.scenario.engine, intra_op_threads=self.threads)
-        return open_engine(self.bundle, config)
+        return open_scenario_engine(self.bundle, self.scenario, self.threads)
+
+    def rates(self, num_rows: int) -> Rates:
+        """What the device reaches with `num_rows` rows times the largest matrix of the model."""
+        dims = self.bundle.manifest.dims
+        inner, columns = dims.hidden_dim, dims.intermediate_dim
+        if self.scenario.is_on_gpu:
+            return measure_gpu_rates(num_rows, inner, columns, self.bundle.manifest.precision)
+        return measure_rates(num_rows, inner, columns, self.threads)
 
 
 @dataclass(slots=True)
 class Samples:
-    """Per road: one value per round, wall-clock and CPU seconds; and the last answer."""
+    """Per road: one value per round, wall-clock and CPU seconds; all runs; and the last answer."""
 
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    cpu_seconds: dict[str, list[float]] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    cpu_seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    run_seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Every single run of the rounds that count."""
     answers: dict[str, Any] = field(default_factory=dict)
 
 
@@ -68,7 +85,7 @@ def run_rounds(
     `fewer` gives roads that take long a smaller number of rounds; they are not warmed up.
     """
     fewer = fewer or {}
-    samples = Samples({name: [] for name in roads}, {name: [] for name in roads}, {})
+    samples = Samples()
     for turn in range(-warmup, repeats):
         for name, road in roads.items():
             if not (name in fewer and not 0 <= turn < fewer[name]):
@@ -87,6 +104,7 @@ def _sample(name: str, road: Road, samples: Samples, *, is_counted: bool) -> Non
         answer = road()
         seconds.append(time.perf_counter() - start)
     if is_counted:
+        samples.run_seconds[name] += seconds
         samples.seconds[name].append(median(seconds))
         samples.cpu_seconds[name].append((time.process_time() - cpu_start) / len(seconds))
         samples.answers[name] = answer

@@ -91,7 +91,7 @@ def run_list(args: argparse.Namespace) -> int:
     width = max((len(scenario.name) for scenario in found), default=0)
     for scenario in found:
         mark = "short" if scenario.is_short else ""
-        print(f"{scenario.name:{width}}  {scenario.suite:7}  {mark:5}  {scenario.about}")
+        print(f"{scenario.name:{width}}  {scenario.suite:8}  {mark:5}  {scenario.about}")
     print(json.dumps({"scenarios": [scenario.name for scenario in found]}))
     return 0
 

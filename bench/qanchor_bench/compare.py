@@ -60,6 +60,7 @@ def warnings(before: Result, after: Result) -> list[str]:
     pairs = {
         "cpu": (before.environment.cpu, after.environment.cpu),
         "cores": (before.environment.cores, after.environment.cores),
+        "gpu": (before.machine.gpu, after.machine.gpu),
         "threads": (before.machine.threads, after.machine.threads),
         "packages": (before.environment.packages, after.environment.packages),
         "scenario": (before.scenario, after.scenario),

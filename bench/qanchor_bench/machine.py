@@ -2,9 +2,12 @@
 
 import os
 import re
+import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from onnx import helper, numpy_helper
 
 from qanchor.bundle.manifest import Precision
 from qanchor.environment import cpu_model
+from qanchor.errors import ConfigError
+from qanchor_export.kv_store import TORCH_DTYPES
 
 _READ_BYTES = 1 << 29
 _RATE_SECONDS = 0.4
@@ -29,16 +34,16 @@ _DECISIVE_FLAGS = (
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Best measured rates of this run; the floor is stated with them."""
+    """Best measured rates of this run; the floor is stated with them. 0: not measured here."""
 
     gemm_flops: float
-    """float32 FLOP/s, the better of `ort` and `torch`."""
+    """FLOP/s, the better of `ort` and `torch`; float32, on a GPU the type of the bundle."""
     ort_gemm_flops: float
     torch_gemm_flops: float
     int8_gemm_flops: float
     """Operations/s of ONNX Runtime's uint8 x int8 product, its left side quantised beforehand."""
     read_bytes: float
-    """Bytes/s of reading memory with all threads."""
+    """Bytes/s of reading memory with all threads, or the GPU's memory."""
 
     def dense_flops(self, precision: Precision) -> float:
         """Rate of products with the model's weights in that precision."""
@@ -55,6 +60,32 @@ def measure_rates(num_rows: int, inner: int, columns: int, num_threads: int) -> 
     long = torch.ones(_READ_BYTES // 4)
     read_bytes = _READ_BYTES / _best(lambda: long.sum())
     return Rates(max(ort_flops, torch_flops), ort_flops, torch_flops, int8_flops, read_bytes)
+
+
+def measure_gpu_rates(num_rows: int, inner: int, columns: int, precision: Precision) -> Rates:
+    """The same of the GPU, by torch in the type of `precision`. Not run on a GPU yet.
+
+    Raises ConfigError where torch has no GPU.
+    """
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "engine", "on a GPU", f"torch {torch.__version__} sees none", "install torch for CUDA"
+        )
+    dtype = TORCH_DTYPES[precision]
+    left = torch.randn(num_rows, inner, device="cuda", dtype=dtype)
+    right = torch.randn(inner, columns, device="cuda", dtype=dtype)
+    long = torch.ones(_READ_BYTES // 4, device="cuda")
+
+    def finished(start: Callable[[], object]) -> Callable[[], None]:
+        def run() -> None:
+            start()
+            torch.cuda.synchronize()
+
+        return run
+
+    flops = 2.0 * num_rows * inner * columns / _best(finished(lambda: left @ right))
+    read_bytes = _READ_BYTES / _best(finished(lambda: long.sum()))
+    return Rates(flops, 0.0, flops, 0.0, read_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +136,24 @@ def memory_gib() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
 
 
-def hardware_slug() -> str:
-    """Short name of the machine for file names, such as `amd-epyc-2c`."""
-    return re.sub(r"[^a-z0-9]+", "-", cpu_model().lower()).strip("-") + f"-{os.cpu_count()}c"
+def gpu_state() -> str:
+    """Name, driver and memory of the first GPU, and what would run on it; empty without one."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    found = [done.stdout.splitlines()[0]]
+    for package in ("onnxruntime-gpu", "tensorrt", "cuda-bindings"):
+        with suppress(PackageNotFoundError):
+            found.append(f"{package} {version(package)}")
+    return ", ".join(found)
+
+
+def hardware_slug(gpu: str = "") -> str:
+    """Short name of the machine for file names, such as `amd-epyc-2c`; the GPU's where one ran."""
+    name, suffix = (gpu.split(",")[0], "") if gpu else (cpu_model(), f"-{os.cpu_count()}c")
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + suffix
 
 
 def _ort_gemm(num_rows: int, inner: int, columns: int, num_threads: int) -> Callable[[], object]:

@@ -21,7 +21,7 @@ def draw(result: Result, path: Path) -> Path | None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    drawers = {"engine": _engine, "serve": _serve, "peers": _peers}
+    drawers = {"engine": _engine, "serve": _serve, "peers": _peers, "cache": _cache}
     if result.scenario.suite not in drawers:
         return None
     figure = drawers[result.scenario.suite](result, plt)
@@ -89,6 +89,16 @@ def _peers(result: Result, plt: Any) -> Any:
     """Two panels, one query and all queries; shorter is better."""
     figure, axes = plt.subplots(2, 1, figsize=(10, 5), layout="constrained")
     for axis, group in zip(axes, ("one query", "all queries"), strict=True):
+        points = [point for point in result.findings.points if point.group == group]
+        _bars(axis, [point.name for point in points], [1e3 * point.median for point in points])
+        axis.set(xlabel="ms, logarithmic", xscale="log", title=group)
+    return figure
+
+
+def _cache(result: Result, plt: Any) -> Any:
+    """Left: a user coming back. Right: the trace's latencies by where a user was found."""
+    figure, axes = plt.subplots(1, 2, figsize=(12, 3.6), layout="constrained")
+    for axis, group in zip(axes, ("a user comes back", "trace: latency"), strict=True):
         points = [point for point in result.findings.points if point.group == group]
         _bars(axis, [point.name for point in points], [1e3 * point.median for point in points])
         axis.set(xlabel="ms, logarithmic", xscale="log", title=group)

@@ -1,5 +1,6 @@
 """Child processes of the serve suite: server, echo, clients; all ended and waited for."""
 
+import json
 import subprocess
 import sys
 import time
@@ -34,14 +35,14 @@ def listening(module: str, arguments: Sequence[str], port_file: Path, log: Path)
 
 @contextmanager
 def qanchor_server(
-    bundle: Path, scratch: Path, settings: Mapping[str, int | float | bool]
+    bundle: Path, scratch: Path, settings: Mapping[str, int | float | bool | str]
 ) -> Iterator[str]:
     """`qanchor serve` on a free port."""
     port_file = scratch / "server.port"
     arguments = ["serve", str(bundle), "--address", "127.0.0.1:0", "--port-file", str(port_file)]
     arguments += ["--data-dir", str(scratch / "profiles")]
     for name, value in settings.items():
-        arguments += ["--set", f"{name}={str(value).lower()}"]
+        arguments += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
     with listening("qanchor.cli", arguments, port_file, scratch / "server.log") as address:
         yield address
 

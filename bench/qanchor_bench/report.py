@@ -22,7 +22,7 @@ def markdown(result: Result) -> str:
     lines += [f"- {note}" for note in findings.notes]
     if findings.counts:
         counts = ", ".join(f"{count} {name}" for name, count in findings.counts.items())
-        lines.append(f"- requests: {counts}")
+        lines.append(f"- counted: {counts}")
     return "\n".join(lines)
 
 
@@ -43,6 +43,8 @@ def amount(value: float, unit: str) -> str:
         for name, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
             if value >= size:
                 return f"{value / size:.2f} {name}"
+    if unit == "1" and value != round(value):
+        return f"{value:.4f}"
     return f"{value:.0f}{'/s' if unit == '1/s' else ''}"
 
 
@@ -50,20 +52,29 @@ def _conditions(result: Result) -> str:
     env, machine, rates = result.environment, result.machine, result.findings.rates
     dirty = " with uncommitted changes" if env.is_dirty else ""
     scenario = result.scenario
-    model = scenario.bundle or f"random {scenario.shape}"
+    gpu = f"{machine.gpu}; " if machine.gpu else ""
     text = (
-        f"{env.cpu}, {env.cores} cores, {machine.threads} threads ({' '.join(machine.cpu_flags)}; "
-        f"governor {machine.governor}); {model}, {scenario.precision}, "
-        f"{scenario.engine}; "
+        f"{gpu}{env.cpu}, {env.cores} cores, {machine.threads} threads "
+        f"({' '.join(machine.cpu_flags)}; governor {machine.governor}); {_model(result)}; "
         f"commit {env.commit}{dirty}, {machine.started_at}. Other processes used "
         f"{machine.cpu_share_of_others:.0%} of the machine."
     )
     if rates:
-        text += (
-            f" Rates: float32 {rates['gemm_flops'] / 1e9:.0f} GFLOP/s, int8 "
-            f"{rates['int8_gemm_flops'] / 1e9:.0f}, reading {rates['read_bytes'] / 1e9:.1f} GB/s."
-        )
+        kind = scenario.precision if scenario.is_on_gpu else "float32"
+        text += f" Rates: {kind} {rates['gemm_flops'] / 1e9:.0f} GFLOP/s, "
+        if rates["int8_gemm_flops"]:
+            text += f"int8 {rates['int8_gemm_flops'] / 1e9:.0f}, "
+        text += f"reading {rates['read_bytes'] / 1e9:.1f} GB/s."
     return text
+
+
+def _model(result: Result) -> str:
+    """What ran: weights, types, engine."""
+    scenario = result.scenario
+    if not result.model_id:
+        return "no bundle"
+    weights = scenario.bundle or scenario.checkpoint or f"random {scenario.shape}"
+    return f"{weights}, {scenario.precision}, {scenario.engine}"
 
 
 def _table(points: Sequence[Point]) -> list[str]:
@@ -85,11 +96,7 @@ def _table(points: Sequence[Point]) -> list[str]:
             str(len(values)),
         ]
         if has_floor:
-            cells += (
-                [amount(point.floor, point.unit), f"{point.median / point.floor:.2f}"]
-                if point.floor
-                else ["", ""]
-            )
+            cells += _over_floor(point)
         if has_cpu:
             cells.append(amount(median(point.cpu_seconds), "s"))
         lines.append(f"| {' | '.join(cells)} |")
@@ -105,7 +112,11 @@ def _over_floor(point: Point) -> list[str]:
 def _figures(result: Result) -> list[str]:
     scenario = result.scenario
     lines = ["| figure | value | target |", "|---|---|---|"]
-    for name, value in result.findings.figures.items():
+    figures = result.findings.figures
+    lines += [
+        f"| {name} | not run here | |" for name in result.findings.not_run if name not in figures
+    ]
+    for name, value in figures.items():
         targets = [
             f"{word} {bounds[name]:g}: "
             + ("met" if meets(value, bounds[name], is_upper=word == "at most") else "MISSED")

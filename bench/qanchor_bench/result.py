@@ -61,6 +61,8 @@ class MachineState(Config, frozen=True, kw_only=True):
     governor: str
     """CPU frequency governor; `unknown` where the kernel does not tell."""
     memory_gib: float
+    gpu: str = ""
+    """Name, driver, memory and packages of the GPU that ran; empty: none did."""
     load_average_before: float
     load_average_after: float
     cpu_share_of_others: float
@@ -83,6 +85,8 @@ class Findings(Config, frozen=True, kw_only=True):
     """Requests by what became of them, or other counts."""
     notes: tuple[str, ...] = ()
     """What was not run, and why; what is not counted."""
+    not_run: tuple[str, ...] = ()
+    """Figures that this machine cannot have; their targets are neither met nor missed."""
 
 
 class Result(Config, frozen=True, kw_only=True):
@@ -92,6 +96,7 @@ class Result(Config, frozen=True, kw_only=True):
     environment: Environment
     machine: MachineState
     model_id: str
+    """Of the bundle; empty: the suite runs none."""
     findings: Findings
 
     @property
@@ -103,7 +108,8 @@ class Result(Config, frozen=True, kw_only=True):
             f"{name} {shown(self.findings.figures.get(name))}, wanted "
             f"{'at most' if is_upper else 'at least'} {bound:g}"
             for name, bound, is_upper in targets
-            if not meets(self.findings.figures.get(name), bound, is_upper=is_upper)
+            if name not in self.findings.not_run
+            and not meets(self.findings.figures.get(name), bound, is_upper=is_upper)
         )
 
     @property

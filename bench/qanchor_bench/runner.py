@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qanchor import config
-from qanchor.bundle.reader import open_bundle
+from qanchor.bundle.reader import Bundle, open_bundle
 from qanchor.environment import environment
-from qanchor.errors import ConfigError
+from qanchor.errors import QAnchorError
 from qanchor_bench.scenario import BenchScenario, load_scenario
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ SUITES = {
     "serve": "qanchor_bench.suites.serve",
     "cache": "qanchor_bench.suites.cache",
     "peers": "qanchor_bench.suites.peers",
+    "accuracy": "qanchor_bench.suites.accuracy",
+    "training": "qanchor_bench.suites.training",
 }
 """Module by suite; each has `run(bench: Bench) -> Findings`."""
 
@@ -36,7 +38,7 @@ SUITES = {
 def run_scenario(file: Path, results: Path, assignments: Sequence[str] = ()) -> Path | None:
     """Measure a scenario in a fresh process; the result file, or None when the process failed.
 
-    The bundle is exported by another process before: its memory and threads do not disturb.
+    Bundle and plan files are made by another process before: its memory and threads do not disturb.
     """
     command = [sys.executable, "-m", "qanchor_bench.runner", str(file), str(results)]
     for assignment in assignments:
@@ -50,21 +52,25 @@ def run_scenario(file: Path, results: Path, assignments: Sequence[str] = ()) -> 
 
 
 def measure(scenario: BenchScenario, results: Path) -> Path:
-    """Measure in this process; returns the file written.
-
-    Raises ConfigError for a suite that is not built, and whatever the suite raises.
-    """
+    """Measure in this process; returns the file written. Raises whatever the suite raises."""
     import torch
 
     from qanchor_bench.bench import Bench, num_threads
-    from qanchor_bench.bundles import bundle_of
-    from qanchor_bench.machine import Busy, cpu_flags, governor, hardware_slug, memory_gib
+    from qanchor_bench.machine import (
+        Busy,
+        cpu_flags,
+        governor,
+        gpu_state,
+        hardware_slug,
+        memory_gib,
+    )
     from qanchor_bench.result import MachineState, Result, save_result
 
-    suite = _suite(scenario)
+    suite = importlib.import_module(SUITES[scenario.suite])
     threads = num_threads(scenario)
     torch.set_num_threads(threads)
-    bundle = open_bundle(bundle_of(scenario))
+    bundle = prepare(scenario)
+    gpu = gpu_state() if scenario.is_on_gpu else ""
     before, load_before = Busy.now(), os.getloadavg()[0]
     started, start = datetime.datetime.now(datetime.UTC), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="qanchor-bench-") as scratch:
@@ -74,6 +80,7 @@ def measure(scenario: BenchScenario, results: Path) -> Path:
         cpu_flags=cpu_flags(),
         governor=governor(),
         memory_gib=memory_gib(),
+        gpu=gpu,
         load_average_before=load_before,
         load_average_after=os.getloadavg()[0],
         cpu_share_of_others=Busy.now().others_since(before),
@@ -84,32 +91,31 @@ def measure(scenario: BenchScenario, results: Path) -> Path:
         scenario=scenario,
         environment=environment(),
         machine=machine,
-        model_id=bundle.manifest.model_id,
+        model_id=bundle.manifest.model_id if bundle else "",
         findings=findings,
     )
-    return save_result(result, results, hardware_slug())
+    return save_result(result, results, hardware_slug(gpu))
 
 
-def _suite(scenario: BenchScenario):  # type: ignore[no-untyped-def] # a module
-    name = SUITES[scenario.suite]
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise ConfigError(
-            "suite", scenario.suite, "is not built yet", f"write {name.replace('.', '/')}.py"
-        ) from None
+def prepare(scenario: BenchScenario) -> Bundle | None:
+    """The scenario's bundle and plan files, made where they are missing; None: it runs none."""
+    if scenario.suite == "training":
+        return None
+    from qanchor_bench.bundles import bundle_of
+    from qanchor_bench.engines import build_plans
+
+    bundle = open_bundle(bundle_of(scenario))
+    if scenario.engine == "tensorrt":
+        build_plans(scenario, bundle)
+    return bundle
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare or measure one scenario; the last line of stdout is the result's path."""
-    from qanchor_bench.bundles import bundle_of
-
     parser = argparse.ArgumentParser(prog="qanchor_bench.runner", description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("results", type=Path)
-    parser.add_argument("--prepare", action="store_true", help="only make the bundle")
+    parser.add_argument("--prepare", action="store_true", help="only make bundle and plan files")
     config.add_set_argument(parser, "--set repeats=9")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
@@ -118,8 +124,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("onnx_ir").setLevel(logging.WARNING)
     scenario = config.override(load_scenario(args.file), args.assignments)
     try:
-        print(bundle_of(scenario) if args.prepare else measure(scenario, args.results))
-    except ConfigError as error:
+        if args.prepare:
+            prepare(scenario)
+        else:
+            print(measure(scenario, args.results))
+    except QAnchorError as error:
         print(f"qanchor-bench: {error}", file=sys.stderr)
         return 2
     return 0

@@ -10,7 +10,7 @@ from qanchor.bundle.manifest import KvDType, Precision
 from qanchor.config import Config, nearest
 from qanchor.errors import ConfigError
 
-Suite = Literal["static", "engine", "serve", "cache", "peers"]
+Suite = Literal["static", "engine", "serve", "cache", "peers", "accuracy", "training"]
 
 MIN_REPEATS = 5
 SCENARIO_DIR = Path(__file__).resolve().parents[1] / "scenarios"
@@ -30,8 +30,15 @@ class BenchScenario(Config, frozen=True, kw_only=True):
     """Random weights of this shape: tiny, mini, qwen2.5-0.5b. No effect if `bundle` is set."""
     bundle: str = ""
     """Path of a bundle to measure instead, such as a trained one."""
-    engine: Literal["cpu", "cuda", "tensorrt"] = "cpu"
-    """What runs the graphs, as in the server's settings."""
+    checkpoint: str = ""
+    """Path of a checkpoint to export and measure instead of random weights."""
+    dataset: str = ""
+    """Data set directory. accuracy: whose users are embedded. int8: whose train users calibrate."""
+    calibrate_users: int = 32
+    """Train users of `dataset` that an int8 export is calibrated on."""
+    engine: Literal["cpu", "cuda", "tensorrt", "static"] = "cpu"
+    """What runs the graphs, as in the server's settings; plan files are built before. static: the
+    GPU engines' buckets on host memory, a proof without a GPU and no way to be quick."""
     precision: Precision = "float32"
     """Precision of the exported bundle; a `bundle` has its own."""
     kv_dtype: KvDType | None = None
@@ -45,7 +52,8 @@ class BenchScenario(Config, frozen=True, kw_only=True):
     warmup: int = 1
     """Rounds before that, not counted."""
     users: tuple[int, ...] = (1,)
-    """engine: users of one step. serve: hot users. static: users per server in the tables."""
+    """engine: users of one step. serve: hot users. cache: users of the trace. accuracy: users per
+    split. training: simulated users, all splits together."""
     queries: tuple[int, ...] = (10,)
     """Queries per user and request."""
     prefix_lens: tuple[int, ...] = (760,)
@@ -60,9 +68,14 @@ class BenchScenario(Config, frozen=True, kw_only=True):
     arrival_rate: float = 0.0
     """serve: open-loop arrivals per second, instead of `load`."""
     zipf: float = 1.0
-    """serve: exponent of the users' popularity; 0 asks all users alike."""
+    """serve, cache: exponent of the users' popularity; 0 asks all users alike."""
     concurrency: int = 32
-    """serve: requests in flight in the closed loop that saturates the server."""
+    """Requests in flight. serve: in the closed loop that saturates the server. cache: in the trace.
+    """
+    requests: int = 100
+    """cache: requests of the trace per round."""
+    tier_users: tuple[int, int, int] = (4, 6, 20)
+    """cache: users that device, host memory and disk hold during the trace."""
     clients: int = 1
     """serve: client processes; load is divided among them."""
     seconds: float = 5.0
@@ -71,14 +84,23 @@ class BenchScenario(Config, frozen=True, kw_only=True):
     """serve: seconds after its intended send time at which a request counts as incomplete."""
     budget_gib: tuple[float, ...] = (2.0,)
     """static: memory for keys and values."""
+    max_users: int = 0
+    """engine, with static buckets: fill memory with users, this many at most; 0: do not."""
     server: dict[str, int | float | bool] = msgspec.field(default_factory=dict)
-    """serve: ServerConfig fields to set."""
+    """ServerConfig fields to set, of servers and of engines alone."""
     full_repeats: int = 1
     """peers: repeats of the full passes, which take long."""
+    batches: tuple[tuple[int, int], ...] = ((32, 0),)
+    """training: users per batch and per piece of it; 0: in one piece."""
     at_most: dict[str, float] = msgspec.field(default_factory=dict)
     """Figures of the result that must not exceed this."""
     at_least: dict[str, float] = msgspec.field(default_factory=dict)
     """Figures of the result that must reach this."""
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether the graphs run on a GPU."""
+        return self.engine in ("cuda", "tensorrt")
 
     def __post_init__(self) -> None:
         if self.repeats < MIN_REPEATS:
@@ -94,6 +116,12 @@ class BenchScenario(Config, frozen=True, kw_only=True):
             raise ConfigError("hit_ratios", self.hit_ratios, "must lie in (0, 1]", "e.g. 1.0, 0.8")
         if self.suite == "serve" and self.clients < 1:
             raise ConfigError("clients", self.clients, "at least one sends requests", "set 1")
+        if self.is_on_gpu and self.precision == "int8":
+            raise ConfigError("precision", "int8", "is for CPUs", "set float16 or bfloat16")
+        if self.suite == "serve" and self.engine == "static":
+            raise ConfigError(
+                "engine", self.engine, "no server process has it", "set cpu, cuda or tensorrt"
+            )
 
 
 def load_scenario(path: Path) -> BenchScenario:

@@ -23,7 +23,24 @@ def test_a_scenario_file_loads(path: Path) -> None:
 
 def test_the_short_set_has_every_suite_of_the_mini_shape() -> None:
     short = [load_scenario(path) for path in scenario_files()]
-    assert {s.suite for s in short if s.is_short} >= {"static", "engine", "serve", "peers"}
+    wanted = {"static", "engine", "serve", "peers", "cache"}
+    assert {s.suite for s in short if s.is_short} >= wanted
+
+
+def test_the_readme_has_a_section_for_every_suite() -> None:
+    text = (SCENARIO_DIR.parent / "README.md").read_text()
+    missing = [suite for suite in SUITES if f"\n## {suite}\n" not in text]
+    assert not missing
+
+
+def test_a_scenario_for_a_gpu_says_so_and_has_the_targets_of_one() -> None:
+    on_gpu = [s for s in map(load_scenario, scenario_files()) if s.is_on_gpu]
+    assert {s.engine for s in on_gpu if s.suite == "engine"} == {"cuda", "tensorrt"}
+    for scenario in on_gpu:
+        assert not scenario.is_short
+        if scenario.suite == "engine":
+            assert scenario.at_most == {"base_ms": 1.0, "base_queries_over_one": 1.6}
+            assert scenario.max_users
 
 
 def test_list_names_all(capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,6 +61,14 @@ def test_wrong_names_and_fields_are_told(tmp_path: Path) -> None:
         load_scenario(file)
     file.write_text('name = "thing"\nabout = "a"\nsuite = "engine"\nrepeats = 2\n')
     with pytest.raises(ConfigError, match="repeats"):
+        load_scenario(file)
+    file.write_text('name = "thing"\nabout = "a"\nsuite = "serve"\nengine = "static"\n')
+    with pytest.raises(ConfigError, match="no server process"):
+        load_scenario(file)
+    file.write_text(
+        'name = "thing"\nabout = "a"\nsuite = "engine"\nengine = "cuda"\nprecision = "int8"\n'
+    )
+    with pytest.raises(ConfigError, match="for CPUs"):
         load_scenario(file)
 
 

@@ -5,6 +5,7 @@ From the base point one size varies at a time: queries, tokens per query, prefix
 Legend: P prefix length, N queries, S query length with <USER_EMB>, Z embedding_dim.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -16,9 +17,11 @@ from qanchor.bundle.packing import SuffixQuery
 from qanchor_bench.bench import Bench, Road, Samples, run_rounds
 from qanchor_bench.bundles import source_of
 from qanchor_bench.floors import StepSize, prefill_floor, suffix_floor
-from qanchor_bench.machine import Rates, measure_rates
+from qanchor_bench.machine import Rates
+from qanchor_bench.profiles import prefix_encoder
 from qanchor_bench.result import Check, Findings, Point
 from qanchor_bench.scenario import BenchScenario
+from qanchor_bench.spread import percentile
 from qanchor_bench.workload import (
     EncodedUser,
     FloatArray,
@@ -32,20 +35,24 @@ from qanchor_bench.workload import (
     suffix_step,
 )
 from qanchor_server.engine import Engine
+from qanchor_server.engine.static import StaticEngine
+from qanchor_server.failures import Retryable
+from qanchor_server.parity import check_parity
+
+logger = logging.getLogger(__name__)
 
 _NUM_CHECKED = 2
+_RUNS_OF_A_TAIL = 100
 
 
 def run(bench: Bench) -> Findings:
     """Measure every point, compare with torch, and relate times to their floors."""
     scenario, manifest = bench.scenario, bench.bundle.manifest
-    dims, sizes = manifest.dims, list(step_sizes(scenario))
+    sizes = list(step_sizes(scenario))
     base = sizes[0]
     users = _Users(bench, bench.engine())
     checks = _checks(bench, users, base)
-    rates = measure_rates(
-        base.num_queries * base.query_len, dims.hidden_dim, dims.intermediate_dim, bench.threads
-    )
+    rates = bench.rates(base.num_queries * base.query_len)
     roads: dict[str, Road] = {}
     for size in sizes:
         roads[suffix_name(size)] = _suffix_road(bench, users, size)
@@ -56,9 +63,9 @@ def run(bench: Bench) -> Findings:
     points = [_suffix_point(bench, size, samples, rates) for size in sizes]
     points += [_prefill_point(bench, length, samples, rates) for length in scenario.prefix_lens]
     return Findings(
-        points=tuple(points),
+        points=(*points, *_memory_points(users, base.prefix_len)),
         checks=(*checks, _anew(bench, users, base, samples.answers[suffix_name(base)])),
-        figures=figures(scenario, points),
+        figures=figures(scenario, points) | tail(samples.run_seconds[suffix_name(base)]),
         rates=asdict(rates),
         notes=(
             "a suffix step includes packing and binding; a prefill has text tokens alone, so no "
@@ -101,12 +108,12 @@ def prefill_name(prefix_len: int) -> str:
 
 
 def figures(scenario: BenchScenario, points: list[Point]) -> dict[str, float | None]:
-    """Base over floor; what more prefix, queries and users cost."""
+    """The base, over its floor; what more prefix, queries and users cost."""
     medians = {point.name: point.median for point in points}
     sizes = list(step_sizes(scenario))
     base, floor = medians[suffix_name(sizes[0])], points[0].floor
     assert floor is not None
-    found: dict[str, float | None] = {"suffix_over_floor": base / floor}
+    found: dict[str, float | None] = {"base_ms": 1e3 * base, "suffix_over_floor": base / floor}
 
     def ratio_of_extremes(name: str) -> float | None:
         values = [size for size in sizes if _differs_in(size, sizes[0]) <= {name}]
@@ -122,6 +129,50 @@ def figures(scenario: BenchScenario, points: list[Point]) -> dict[str, float | N
         most = max(scenario.users) / min(scenario.users)
         found["most_users_over_fewest_per_user"] = (ratio_of_extremes("num_users") or 0.0) / most
     return found
+
+
+def tail(run_seconds: list[float]) -> dict[str, float | None]:
+    """p99 of the base over all its runs, where they are enough to have one."""
+    if len(run_seconds) < _RUNS_OF_A_TAIL:
+        return {}
+    return {"base_p99_ms": 1e3 * percentile(run_seconds, 99.0)}
+
+
+def _memory_points(users: "_Users", prefix_len: int) -> list[Point]:
+    """What an engine of static buckets sets aside, and how many users its memory really holds."""
+    if not isinstance(users.engine, StaticEngine):
+        return []
+    working = float(users.engine.num_working_bytes)
+    points = [Point(name="working memory", group="bytes", unit="bytes", values=(working,))]
+    if most := users.bench.scenario.max_users:
+        points.append(
+            Point(
+                name=f"users held, prefix {prefix_len}",
+                group="users held",
+                labels={"prefix_len": prefix_len, "max_users": most},
+                unit="1",
+                values=(float(_fill(users, prefix_len, most)),),
+                better="more",
+            )
+        )
+    return points
+
+
+def _fill(users: "_Users", prefix_len: int, most: int) -> int:
+    """Slots that can be had until memory is full, those of this run included; all are given back.
+
+    The run's users of other prefix lengths take their room and do not count.
+    """
+    num_held = sum(length == prefix_len for length, _ in users.encoded)
+    slots: list[Any] = []
+    try:
+        while num_held + len(slots) < most:
+            slots.append(users.engine.allocate_slot(prefix_len))
+    except Retryable:
+        logger.info("memory is full after %d more users", len(slots))
+    for slot in slots:
+        users.engine.free_slot(slot)
+    return num_held + len(slots)
 
 
 @dataclass(slots=True)
@@ -219,19 +270,7 @@ def _against_torch(bench: Bench, users: _Users, base: StepSize, found_NZ: FloatA
 
 def _against_stored(bench: Bench, engine: Engine[Any]) -> Check:
     """A bundle without its torch model: the embeddings torch gave at export stand in it."""
-    from qanchor_server.config import ServerConfig
-    from qanchor_server.parity import check_parity
-    from qanchor_server.prefix_encoder import PrefixEncoder
-
-    defaults = ServerConfig()
-    encoder: PrefixEncoder[Any] = PrefixEncoder(
-        engine,
-        bench.bundle,
-        chunk_len=defaults.chunk_len,
-        max_event_tokens_per_step=defaults.max_event_tokens_per_step,
-        max_cached_texts=defaults.event_vector_cache,
-    )
-    worst = check_parity(engine, encoder, bench.bundle)
+    worst = check_parity(engine, prefix_encoder(bench, engine), bench.bundle)
     return Check(
         name="engine = stored torch embeddings",
         is_ok=True,

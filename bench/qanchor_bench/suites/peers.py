@@ -16,8 +16,8 @@ import torch
 from qanchor_bench.bench import Bench, Road, Samples, run_rounds
 from qanchor_bench.bundles import source_of
 from qanchor_bench.floors import StepSize, suffix_floor
-from qanchor_bench.machine import Rates, measure_rates
-from qanchor_bench.peer_llama import find_llama, llama_points
+from qanchor_bench.machine import Rates
+from qanchor_bench.peer_llama import Llama, find_llama, llama_points
 from qanchor_bench.peer_vllm import vllm_note
 from qanchor_bench.result import Check, Findings, Point
 from qanchor_bench.spread import median
@@ -30,6 +30,7 @@ from qanchor_bench.workload import (
     random_tokens,
     suffix_step,
 )
+from qanchor_export.kv_store import TORCH_DTYPES
 
 TITLES = {
     "packed": "ours: all queries in one packed suffix step",
@@ -48,20 +49,19 @@ _SPEEDUPS = {
     "one_query_speedup_over_reuse": ("reuse_one", "packed_one"),
     "one_query_speedup_over_full_pass": ("full_pass_one", "packed_one"),
 }
+_LLAMA_SPEEDUPS = ("speedup_over_llama", "one_query_speedup_over_llama")
 
 
 def run(bench: Bench) -> Findings:
     """Measure all roads, compare every answer with ours, relate medians."""
-    scenario, dims = bench.scenario, bench.bundle.manifest.dims
+    scenario = bench.scenario
     torch.set_num_threads(bench.threads)
     size = StepSize(
         prefix_len=scenario.prefix_lens[0],
         num_queries=scenario.queries[0],
         query_len=scenario.suffix_lens[0],
     )
-    rates = measure_rates(
-        size.num_queries * size.query_len, dims.hidden_dim, dims.intermediate_dim, bench.threads
-    )
+    rates = bench.rates(size.num_queries * size.query_len)
     source = source_of(scenario)
     roads = _roads(bench, source, size)
     fewer = {
@@ -71,8 +71,9 @@ def run(bench: Bench) -> Findings:
     samples = run_rounds(roads, repeats=scenario.repeats, warmup=scenario.warmup, fewer=fewer)
     points = [_point(bench, name, size, samples, rates) for name in roads]
     roads.clear()
+    program = Llama("", "it would run on the CPU") if scenario.is_on_gpu else find_llama()
     llama, llama_note = llama_points(
-        find_llama(), source, size, scenario.repeats, bench.threads, bench.scratch
+        program, source, size, scenario.repeats, bench.threads, bench.scratch
     )
     return Findings(
         points=(*points, *llama),
@@ -84,6 +85,7 @@ def run(bench: Bench) -> Findings:
             llama_note,
             vllm_note(),
         ),
+        not_run=() if llama else _LLAMA_SPEEDUPS,
     )
 
 
@@ -98,8 +100,8 @@ def figures(points: list[Point], size: StepSize) -> dict[str, float | None]:
             found[f"{point.labels['road']}_over_floor"] = point.median / point.floor
     if "llama_all" in medians:
         best = min(medians["llama_all"], size.num_queries * medians["llama_one"])
-        found["speedup_over_llama"] = best / medians["packed"]
-        found["one_query_speedup_over_llama"] = medians["llama_one"] / medians["packed_one"]
+        speedups = best / medians["packed"], medians["llama_one"] / medians["packed_one"]
+        found |= dict(zip(_LLAMA_SPEEDUPS, speedups, strict=True))
     cpu = {str(p.labels["road"]): median(p.cpu_seconds) for p in points if p.cpu_seconds}
     for name, (theirs, ours) in _SPEEDUPS.items():
         found[f"{name}_cpu_time"] = cpu[theirs] / cpu[ours] if cpu[ours] else None
@@ -114,10 +116,13 @@ def _roads(bench: Bench, source: Any, size: StepSize) -> dict[str, Road]:
     queries_NS = random_tokens(rng, highest, (size.num_queries, size.query_len))
     engine, queries = bench.engine(), queries_of(queries_NS)
     user = encode_tokens(engine, manifest, prefix_P)
+    place: dict[str, Any] = {}
+    if scenario.is_on_gpu:
+        place = {"device": "cuda", "dtype": TORCH_DTYPES[manifest.precision]}
     return {
         "packed": partial(suffix_step, engine, manifest, [(user, queries)]),
         "packed_one": partial(suffix_step, engine, manifest, [(user, queries[:1])]),
-        **transformers_roads(source, prefix_P, queries_NS),
+        **transformers_roads(source, prefix_P, queries_NS, **place),
     }
 
 

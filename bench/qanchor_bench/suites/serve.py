@@ -18,10 +18,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from qanchor.bundle.packing import SuffixQuery
 from qanchor.client import AsyncClient
 from qanchor.data.profile import Profile
 from qanchor_bench.bench import Bench
+from qanchor_bench.engines import server_config
 from qanchor_bench.load import (
     Record,
     latencies,
@@ -30,20 +30,13 @@ from qanchor_bench.load import (
 )
 from qanchor_bench.load_client import ClientPlan, as_records
 from qanchor_bench.processes import Clients, echo_server, qanchor_server
+from qanchor_bench.profiles import ProfileEngine
 from qanchor_bench.result import Check, Findings, Point, finite
 from qanchor_bench.scenario import BenchScenario
 from qanchor_bench.spread import PERCENTILES, median, percentile
-from qanchor_bench.workload import (
-    EncodedUser,
-    FloatArray,
-    agreement,
-    suffix_step,
-)
-from qanchor_export.sample_users import SAMPLE_QUERIES, sample_profiles
+from qanchor_bench.workload import EncodedUser, FloatArray, agreement
+from qanchor_export.sample_users import sample_profiles
 from qanchor_server.config import ServerConfig
-from qanchor_server.engine import Engine
-from qanchor_server.prefix_encoder import PrefixEncoder
-from qanchor_server.prefix_source import prepare
 
 logger = logging.getLogger(__name__)
 
@@ -88,24 +81,12 @@ def run(bench: Bench) -> Findings:
     return _findings(bench, samples, alone, hot, rate)
 
 
-class _EngineAlone:
+class _EngineAlone(ProfileEngine):
     """The server's engine in this process: right answers, and what a step costs by itself."""
 
     def __init__(self, bench: Bench) -> None:
-        self.bench = bench
-        self.engine: Engine[Any] = bench.engine()
-        defaults = ServerConfig()
-        self.encoder: PrefixEncoder[Any] = PrefixEncoder(
-            self.engine,
-            bench.bundle,
-            chunk_len=defaults.chunk_len,
-            max_event_tokens_per_step=defaults.max_event_tokens_per_step,
-            max_cached_texts=1,
-        )
-        self.queries = tuple(_query_texts(bench.scenario))
-        self.suffixes = tuple(
-            SuffixQuery(tuple(bench.bundle.encode_query(text))) for text in self.queries
-        )
+        # Every text is encoded anew: the users of misses have texts never seen.
+        super().__init__(bench, max_cached_texts=1)
         self.held: list[EncodedUser] = []
         self.width = 1
 
@@ -124,13 +105,6 @@ class _EngineAlone:
             for number, profile in enumerate(profiles)
         ]
 
-    def encode(self, profile: Profile) -> EncodedUser:
-        """A fresh encoding of a profile."""
-        prepared = prepare(profile, 1, self.bench.bundle.manifest)
-        slot = self.engine.allocate_slot(len(prepared.layout))
-        self.encoder.encode(prepared, slot)
-        return EncodedUser(slot, len(prepared.layout))
-
     def calibrate(self, hot: Sequence[Profile]) -> tuple[float, float]:
         """Seconds of a step of one user and of a prefill; chooses the best batch of users."""
         limits = ServerConfig()
@@ -147,21 +121,13 @@ class _EngineAlone:
 
     def steps(self, width: int) -> list[float]:
         """Seconds of each step of `width` users, for half a second."""
-        asked = [(user, self.suffixes) for user in self.held[:width]]
         seconds: list[float] = []
         end = time.perf_counter() + _ENGINE_SECONDS
         while not seconds or time.perf_counter() < end:
             start = time.perf_counter()
-            suffix_step(self.engine, self.bench.bundle.manifest, asked)
+            self.step(self.held[:width])
             seconds.append(time.perf_counter() - start)
         return seconds
-
-    def answer(self, profile: Profile) -> FloatArray:
-        """Vectors of all queries over a fresh encoding."""
-        user = self.encode(profile)
-        found = suffix_step(self.engine, self.bench.bundle.manifest, [(user, self.suffixes)])
-        self.engine.free_slot(user.slot)
-        return found
 
     def expected(self, profiles: Sequence[Profile]) -> dict[str, FloatArray]:
         """Right vectors by user id."""
@@ -346,14 +312,6 @@ def _point(name: str, samples: _Samples) -> Point:
     )
 
 
-def _query_texts(scenario: BenchScenario) -> list[str]:
-    """As many different questions as a request asks."""
-    wanted = scenario.queries[0]
-    texts = [*SAMPLE_QUERIES]
-    texts += [f"{text} Asked {n}." for n in range(wanted // len(texts)) for text in SAMPLE_QUERIES]
-    return texts[:wanted]
-
-
 def _num_cold(scenario: BenchScenario, rate: float) -> int:
     rounds = scenario.repeats + scenario.warmup
     per_client = rate / scenario.clients
@@ -374,12 +332,15 @@ def _num_cold_of_phase(rate: float, seconds: float, misses: float) -> int:
     return int(mean + 4 * mean**0.5 + 4)
 
 
-def _server_settings(bench: Bench, num_users: int) -> dict[str, int | float | bool]:
+def _server_settings(bench: Bench, num_users: int) -> dict[str, Any]:
     """Room for all users, so that only cold ones miss; the scenario's own settings on top."""
     manifest = bench.bundle.manifest
     one = manifest.limits.max_prefix_len * manifest.dims.kv_bytes_per_token
+    config = server_config(bench.scenario, bench.bundle, bench.threads)
     return {
-        "intra_op_threads": bench.threads,
+        "engine": config.engine,
+        "plans_dir": config.plans_dir,
+        "intra_op_threads": config.intra_op_threads,
         "kv_pool_bytes": int(_ROOM_FOR_COLD * num_users * one),
         "prepared_prefix_cache": num_users + 1,
         **bench.scenario.server,

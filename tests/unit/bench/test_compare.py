@@ -25,7 +25,9 @@ from qanchor_bench.scenario import BenchScenario
 QUIET = (1.0, 1.01, 1.02, 1.01, 1.0)
 
 
-def result(*points: Point, is_right: bool = True, **scenario: object) -> Result:
+def result(
+    *points: Point, is_right: bool = True, not_run: tuple[str, ...] = (), **scenario: object
+) -> Result:
     """A result on some machine; its one figure, `ratio`, is 2."""
     return Result(
         scenario=BenchScenario(
@@ -50,6 +52,7 @@ def result(*points: Point, is_right: bool = True, **scenario: object) -> Result:
             points=points,
             checks=(Check(name="equal", is_ok=is_right, detail="by hand"),),
             figures={"ratio": 2.0, "lost": None},
+            not_run=not_run,
         ),
     )
 
@@ -106,6 +109,13 @@ def test_targets_are_met_or_named(tmp_path: Path) -> None:
     assert not result(is_right=False).is_right
     stored = save_result(missed, tmp_path, "box")
     assert msgspec.to_builtins(load_result(stored)) == msgspec.to_builtins(missed)
+
+
+def test_a_target_of_what_cannot_run_here_is_neither_met_nor_missed() -> None:
+    wanted = {"over_a_peer": 2.0, "ratio": 1.0}
+    assert result(not_run=("over_a_peer",), at_least=wanted).missed == ()
+    assert "| over_a_peer | not run here | |" in markdown(result(not_run=("over_a_peer",)))
+    assert result(at_least=wanted).missed == ("over_a_peer no value, wanted at least 2",)
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, capsys) -> None:

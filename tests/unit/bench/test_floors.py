@@ -1,10 +1,12 @@
-"""Floors against sums done by hand."""
+"""Floors against sums done by hand; what the machine is called."""
+
+from pathlib import Path
 
 import pytest
 
 from qanchor.bundle.manifest import ModelDims
 from qanchor_bench.floors import StepSize, prefill_floor, suffix_floor
-from qanchor_bench.machine import Busy, Rates, cpu_flags, hardware_slug
+from qanchor_bench.machine import Busy, Rates, cpu_flags, gpu_state, hardware_slug
 
 DIMS = ModelDims(
     num_layers=1, hidden_dim=4, num_heads=1, num_kv_heads=1, head_dim=4, intermediate_dim=2,
@@ -57,3 +59,16 @@ def test_the_machine_has_a_name_and_flags_we_know() -> None:
         "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile",
         "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve", "bf16",
     }  # fmt: skip
+
+
+def test_a_result_of_a_gpu_is_named_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_state() == ""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA X9 80GB, 123.4, 81559 MiB'\n")
+    program.chmod(0o755)
+    state = gpu_state()
+    assert state.startswith("NVIDIA X9 80GB, 123.4, 81559 MiB")
+    assert hardware_slug(state) == "nvidia-x9-80gb"
