@@ -33,9 +33,9 @@ class BucketLimits(Config, frozen=True, kw_only=True):
     """Most users in one suffix step."""
     max_step_tokens: int = 512
     """Most packed suffix tokens of one suffix step."""
-    chunk_len: int = 256
+    chunk_len: int = 128
     """Prefix positions per prefill step."""
-    max_event_tokens_per_step: int = 4096
+    max_event_tokens_per_step: int = 1024
     """Padded event-text tokens per step of the event encoder."""
     slab_ladder: tuple[int, ...] = (128, 256, 384, 512, 768, 1024, 1536, 2048)
     """Prefix lengths in tokens; the model's longest is added."""
