@@ -147,7 +147,7 @@ def test_every_bucket_lies_in_an_optimization_profile(users, tokens, queries, pr
     )
     assert find_profile(profiles[SUFFIX], suffix.dims()) == (0 if users == 1 else 1)
     for start in (0, prefix_len):
-        chunk = found.prefix_bucket(chunk_len=min(tokens, 256), start=start)
+        chunk = found.prefix_bucket(chunk_len=min(tokens, BucketLimits().chunk_len), start=start)
         assert find_profile(profiles[PREFIX], chunk.dims()) == (0 if start == 0 else 1)
     texts = found.event_bucket(num_texts=tokens, text_len=min(prefix_len, 50))
     find_profile(profiles[EVENT_ENCODER], texts.dims())
