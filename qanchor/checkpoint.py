@@ -12,6 +12,7 @@ import msgspec
 import torch
 from safetensors.torch import load_model, save_model
 from tokenizers import Tokenizer
+from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel, Qwen2ForCausalLM
 
 from qanchor import config
@@ -208,6 +209,8 @@ def _assemble(
             )
     if not recipe.event_encoder.is_trained:
         event_encoder.requires_grad_(False)
+    embedding_dim = recipe.head.embedding_dim
+    is_apart = recipe.loss.next_token_context == "embedding"
     return QAnchorModel(
         event_encoder=event_encoder,
         encoder=HierarchicalEncoder(
@@ -216,5 +219,6 @@ def _assemble(
             hidden_dim,
         ),
         language_model=language_model,
-        head=Head(hidden_dim, recipe.head.inner_dim, recipe.head.embedding_dim),
+        head=Head(hidden_dim, recipe.head.inner_dim, embedding_dim),
+        answer_start=nn.Linear(embedding_dim, hidden_dim) if is_apart else None,
     )

@@ -21,10 +21,10 @@ class LossConfig(Config, frozen=True, kw_only=True):
     """Weight of L_cl; 0 switches it off."""
     next_token_weight: float = 1.0
     """Weight of L_ntp; 0 switches it off."""
-    next_token_context: Literal["all", "user_emb"] = "all"
-    """What answer tokens may attend to besides each other: `all` is Eq. (6), prefix and query
-    included; `user_emb` leaves only <USER_EMB>, so that its state has to carry whatever the answer
-    says of the user. Not in the paper, whose decoder comes pre-trained."""
+    next_token_context: Literal["all", "embedding"] = "all"
+    """What answers are predicted from: `all` is Eq. (6), prefix and query included; `embedding` is
+    the anchor embedding u alone, so that it has to carry whatever the answer says of the user. Not
+    in the paper, whose decoder comes pre-trained."""
     temperature: float = 0.07
     """tau of Eq. (3)."""
     margin: float | None = 0.1

@@ -79,7 +79,11 @@ class Head(nn.Module):
 
 
 class QAnchorModel(nn.Module):
-    """Event encoder, hierarchical encoder, shared decoder (a Qwen2 causal LM) and head."""
+    """Event encoder, hierarchical encoder, shared decoder (a Qwen2 causal LM) and head.
+
+    `answer_start`, where answers are predicted from the embedding alone: makes the input embedding
+    they begin with. Of use in training only.
+    """
 
     def __init__(
         self,
@@ -87,12 +91,14 @@ class QAnchorModel(nn.Module):
         encoder: HierarchicalEncoder,
         language_model: PreTrainedModel,
         head: Head,
+        answer_start: nn.Linear | None = None,
     ) -> None:
         super().__init__()
         self.event_encoder = event_encoder
         self.encoder = encoder
         self.language_model = language_model
         self.head = head
+        self.answer_start = answer_start
 
     @property
     def decoder(self) -> PreTrainedModel:
@@ -140,18 +146,15 @@ class QAnchorModel(nn.Module):
             return vectors_BPE
         return torch.cat([vectors_BPE, batch.measures_BPF.to(vectors_BPE.dtype)], dim=-1)
 
-    def anchor(self, batch: AnchorBatch, *, answers_see_all: bool = True) -> tuple[Tensor, Tensor]:
-        """Anchor embeddings u_{i,q} [Q, Z] and suffix hidden states [B, S, D].
-
-        `answers_see_all=False`: of what precedes an answer its tokens see <USER_EMB> alone.
-        """
+    def anchor(self, batch: AnchorBatch) -> tuple[Tensor, Tensor]:
+        """Anchor embeddings u_{i,q} [Q, Z] and suffix hidden states [B, S, D]."""
         prefix_BPD = self.prefix_embeddings(batch)
         suffix_BSD = self.suffix_embeddings(batch)
         prefix_len = prefix_BPD.shape[1]
         position_BP = torch.arange(prefix_len, device=prefix_BPD.device).expand(len(prefix_BPD), -1)
         states_BLD = self.decoder(
             inputs_embeds=torch.cat([prefix_BPD, suffix_BSD], dim=1),
-            attention_mask=packed_mask(batch, prefix_BPD.dtype, answers_see_all=answers_see_all),
+            attention_mask=packed_mask(batch, prefix_BPD.dtype),
             position_ids=torch.cat([position_BP, batch.position_BS], dim=1),
             use_cache=False,
         ).last_hidden_state
@@ -164,13 +167,32 @@ class QAnchorModel(nn.Module):
         logits_KV = self.language_model.get_output_embeddings()(suffix_states_BSD[wanted_BS])
         return logits_KV.float(), labels_BS[wanted_BS]
 
+    def logits_from_embedding(
+        self, anchor_QZ: Tensor, answer_token_ids_QA: Tensor, answer_len_Q: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [K, V] and labels [K] of answers predicted from u alone; answers as `semantic`'s.
+
+        Only for a model with `answer_start`.
+        """
+        assert self.answer_start is not None, "This is a bug: the recipe has no answer_start."
+        # Components of a unit vector are of the order of 1 / sqrt(Z).
+        start_QD = self.answer_start(anchor_QZ * anchor_QZ.shape[1] ** 0.5)
+        tokens_QAD = self.embed_tokens(answer_token_ids_QA[:, :-1])
+        wanted_QA = _real_columns(answer_token_ids_QA, answer_len_Q)
+        states_QAD = self.decoder(
+            inputs_embeds=torch.cat([start_QD[:, None].to(tokens_QAD.dtype), tokens_QAD], dim=1),
+            attention_mask=wanted_QA.long(),
+            use_cache=False,
+        ).last_hidden_state
+        logits_KV = self.language_model.get_output_embeddings()(states_QAD[wanted_QA])
+        return logits_KV.float(), answer_token_ids_QA[wanted_QA]
+
     def semantic(self, answer_token_ids_QA: Tensor, answer_len_Q: Tensor) -> Tensor:
         """Semantic embeddings v_a [Q, Z]: the same decoder and head at the last answer token.
 
         `answer_token_ids_QA`: right-padded, closed by eos; `answer_len_Q` counts eos.
         """
-        columns_A = torch.arange(answer_token_ids_QA.shape[1], device=answer_token_ids_QA.device)
-        mask_QA = (columns_A < answer_len_Q[:, None]).long()
+        mask_QA = _real_columns(answer_token_ids_QA, answer_len_Q).long()
         states_QAD = self.decoder(
             input_ids=answer_token_ids_QA, attention_mask=mask_QA, use_cache=False
         ).last_hidden_state
@@ -179,7 +201,12 @@ class QAnchorModel(nn.Module):
         return semantic_QZ
 
 
-def packed_mask(batch: AnchorBatch, dtype: torch.dtype, *, answers_see_all: bool = True) -> Tensor:
+def _real_columns(token_ids_QA: Tensor, len_Q: Tensor) -> Tensor:
+    """True [Q, A] where right-padded rows hold a token."""
+    return torch.arange(token_ids_QA.shape[1], device=token_ids_QA.device) < len_Q[:, None]
+
+
+def packed_mask(batch: AnchorBatch, dtype: torch.dtype) -> Tensor:
     """Additive attention mask [B, 1, L, L]: causal, padding out, segments blind to each other."""
     prefix_len = batch.prefix_token_ids_BP.shape[1]
     columns_P = torch.arange(prefix_len, device=batch.prefix_len_B.device)
@@ -194,20 +221,6 @@ def packed_mask(batch: AnchorBatch, dtype: torch.dtype, *, answers_see_all: bool
     # A padding row attends to itself, so that its softmax is defined; nothing reads the result.
     itself = torch.eye(same.shape[1], dtype=torch.bool, device=same.device)
     allowed_BLL = ((same | to_prefix) & real_key & causal) | itself
-    if not answers_see_all:
-        allowed_BLL &= ~hidden_from_answers(batch)
     mask_BLL = torch.zeros(allowed_BLL.shape, dtype=dtype, device=same.device)
     mask_BLL.masked_fill_(~allowed_BLL, torch.finfo(dtype).min)
     return mask_BLL[:, None]
-
-
-def hidden_from_answers(batch: AnchorBatch) -> Tensor:
-    """True [B, L, L] where an answer token would look at prefix or query."""
-    # A label stands exactly at <USER_EMB> and at the answer tokens behind it.
-    visible_BS = batch.labels_BS >= 0
-    is_answer_BS = visible_BS.clone()
-    is_answer_BS[batch.emb_user_Q, batch.emb_column_Q] = False
-    prefix_BP = torch.zeros_like(batch.prefix_token_ids_BP, dtype=torch.bool)
-    visible_BL = torch.cat([prefix_BP, visible_BS], dim=1)
-    is_answer_BL = torch.cat([prefix_BP, is_answer_BS], dim=1)
-    return is_answer_BL[:, :, None] & ~visible_BL[:, None, :]

@@ -18,7 +18,7 @@ from qanchor.errors import ConfigError
 from qanchor.towers import QAnchorModel
 from qanchor.train.distributed import Processes
 
-FORWARD_METHODS = ("anchor", "semantic", "answer_logits")
+FORWARD_METHODS = ("anchor", "semantic", "answer_logits", "logits_from_embedding")
 LAYER_LISTS = ("layers", "layer")
 """What Qwen2 and BERT call their stacks of layers."""
 

@@ -115,7 +115,7 @@ def mini() -> Recipe:
             contrastive_weight=0.1,
             margin=None,
             drop_equal_answers=True,
-            next_token_context="user_emb",
+            next_token_context="embedding",
         ),
         # Three as-of days per train user: the same people, three times as much to predict.
         triples=TripleOptions(views_per_user=2, per_user_future=24, per_user_uqa=6),

@@ -8,7 +8,7 @@ Legend: Q pairs of a piece, J pairs of all processes, Z embedding_dim.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -77,22 +77,33 @@ class Step:
         device = self.model.head.up.weight.device
         # One context per pass: the weights it casts are kept for it alone, with or without graph.
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16"):
-            batch = anchor_batch(piece.corpus, piece.users, piece.segments)
-            num_tokens = (batch.labels_BS >= 0).sum().float()
-            batch = batch.to(device)
             flat = [segment for of_user in piece.segments for segment in of_user]
-            answers_QA, answer_len_Q = (
-                part.to(device) for part in answer_batch(flat, piece.corpus.tokens)
-            )
-            anchor_QZ, states_BSD = self.model.anchor(
-                batch, answers_see_all=self.loss.next_token_context == "all"
-            )
+            answers_QA, answer_len_Q = answer_batch(flat, piece.corpus.tokens)
+            num_tokens = answer_len_Q.sum().float()
+            answers_QA, answer_len_Q = answers_QA.to(device), answer_len_Q.to(device)
+            batch = anchor_batch(piece.corpus, piece.users, self._asked(piece)).to(device)
+            anchor_QZ, states_BSD = self.model.anchor(batch)
             semantic_QZ = self.model.semantic(answers_QA, answer_len_Q)
             next_token = anchor_QZ.new_zeros(())
             if with_next_token and self.loss.next_token_weight:
-                next_token = next_token_loss(*self.model.answer_logits(states_BSD, batch.labels_BS))
+                logits_KV, labels_K = (
+                    self.model.logits_from_embedding(anchor_QZ, answers_QA, answer_len_Q)
+                    if self._answers_apart
+                    else self.model.answer_logits(states_BSD, batch.labels_BS)
+                )
+                next_token = next_token_loss(logits_KV, labels_K)
         keys_Q = answer_keys(flat).to(device)
         return TowerRows(anchor_QZ, semantic_QZ, keys_Q, next_token, num_tokens.to(device))
+
+    @property
+    def _answers_apart(self) -> bool:
+        return self.loss.next_token_context == "embedding"
+
+    def _asked(self, piece: Picked) -> Sequence[Sequence[Segment]]:
+        """The piece's segments as they stand behind the prefix: with their answers or without."""
+        if not self._answers_apart:
+            return piece.segments
+        return [[replace(each, answer=()) for each in of_user] for of_user in piece.segments]
 
     def contrastive(
         self, anchor_QZ: Tensor, semantic_QZ: Tensor, keys_Q: Tensor, *, is_masked: bool

@@ -7,7 +7,7 @@ import torch
 from qanchor.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from qanchor.data.prefix import slot_vectors
 from qanchor.eval.embed import embed_users
-from qanchor.towers import hidden_from_answers, packed_mask
+from qanchor.losses import next_token_loss
 from qanchor.train.batches import NO_LABEL, Segment, anchor_batch, answer_batch
 from qanchor.train.corpus import PrefixCorpus, RenderedCorpus
 from qanchor.train.event_vectors import with_event_vectors
@@ -149,23 +149,25 @@ def test_embeddings_come_in_the_order_of_the_users(
     np.testing.assert_allclose(embeddings[7], alone.numpy(), atol=1e-5)
 
 
-def test_answers_may_be_left_with_the_user_embedding_token_alone(
-    checkpoint: Checkpoint, corpus: PrefixCorpus
-) -> None:
-    """An answer token sees <USER_EMB> and earlier answer tokens; the embedding stays the same."""
-    batch = anchor_batch(corpus, [6], [segments_of(checkpoint, "yes, often")])
-    hidden = hidden_from_answers(batch)[0]
-    prefix_len = batch.prefix_token_ids_BP.shape[1]
-    for query in range(len(QUERIES)):
-        emb = prefix_len + int(batch.emb_column_Q[query])
-        assert not hidden[emb].any()
-        assert hidden[emb + 1, :prefix_len].all()
-        assert hidden[emb + 1, emb - 1]
-        assert not hidden[emb + 1, emb : emb + 2].any()
-    open_mask = packed_mask(batch, torch.float32)[0, 0]
-    closed = packed_mask(batch, torch.float32, answers_see_all=False)[0, 0]
-    assert ((closed < 0) == ((open_mask < 0) | hidden)).all()
-    with torch.no_grad():
-        seen, _ = checkpoint.model.anchor(batch)
-        unseen, _ = checkpoint.model.anchor(batch, answers_see_all=False)
-    assert (seen - unseen).abs().max() < 1e-5
+def test_answers_predicted_from_the_embedding_see_nothing_else(checkpoint: Checkpoint) -> None:
+    """Logits equal those of [start made from u, answer] through the plain Qwen2 model, unpadded."""
+    model, eos = checkpoint.model, checkpoint.meta.tokens.eos
+    assert model.answer_start is not None
+    answers = [checkpoint.encode_answer(text) for text in ("yes, often", "no")]
+    segments = [Segment((), answer) for answer in answers]
+    width = checkpoint.meta.recipe.head.embedding_dim
+    embeddings = torch.nn.functional.normalize(torch.randn(2, width), dim=-1).requires_grad_()
+    logits, labels = model.logits_from_embedding(
+        embeddings, *answer_batch(segments, checkpoint.meta.tokens)
+    )
+    assert labels.tolist() == [*answers[0], eos, *answers[1], eos]
+    expected = []
+    for embedding, answer in zip(embeddings, answers, strict=True):
+        start = model.answer_start(embedding * width**0.5)
+        told = torch.cat([start[None], model.embed_tokens(torch.tensor(answer))])
+        states = model.decoder(inputs_embeds=told[None]).last_hidden_state[0]
+        expected.append(model.language_model.get_output_embeddings()(states))
+    assert (logits - torch.cat(expected)).abs().max() < 1e-5
+    next_token_loss(logits, labels).backward()
+    assert embeddings.grad is not None
+    assert embeddings.grad.abs().sum() > 0
