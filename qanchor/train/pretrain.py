@@ -22,7 +22,7 @@ from qanchor.towers import QAnchorModel
 from qanchor.train.allocator import keep_freed_memory
 from qanchor.train.distributed import Processes, alone
 from qanchor.train.gradient_cache import backward, random_state, set_random_state
-from qanchor.train.optimizer import build_optimizer, learning_rate
+from qanchor.train.optimizer import build_optimizers, set_learning_rate
 from qanchor.train.parallel import Placement, Replicated
 from qanchor.train.recipes import Recipe, TrainConfig
 from qanchor.train.run_directory import (
@@ -130,7 +130,7 @@ class Trainer:
             users_per_piece=train.users_per_piece,
             processes=processes,
         )
-        self.optimizer = build_optimizer(self.placement.model, train)
+        self.optimizers = build_optimizers(self.placement.model, train)
 
     def run(self) -> Path:
         """Train to the recipe's last step; returns the path of the newest checkpoint."""
@@ -170,7 +170,8 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take optimizer and random states over from a checkpoint's trainer file."""
-        self.placement.load_optimizer_state(self.optimizer, state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            self.placement.load_optimizer_state(optimizer, saved)
         random_states = state["random_states"]
         if len(random_states) == self.processes.num_processes:
             set_random_state(self.processes.device, random_states[self.processes.rank])
@@ -189,12 +190,12 @@ class Trainer:
 
     def _train_step(self) -> dict[str, float]:
         self.step.model.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.number, self.recipe.train)
-        self.optimizer.zero_grad(set_to_none=True)
+        set_learning_rate(self.optimizers, self.number, self.recipe.train)
+        self.step.model.zero_grad(set_to_none=True)
         losses = backward(self.step, self.training.batch(self.number), is_masked=self._is_masked)
         norm = self.placement.settle_gradients(self.recipe.train.max_grad_norm)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         return {
             "loss": self.step.total(losses).item(),
             "contrastive": losses.contrastive.item(),
@@ -244,7 +245,9 @@ class Trainer:
     def _state(self) -> dict[str, Any]:
         """What besides the weights a run goes on from; every process must call."""
         return {
-            "optimizer": self.placement.whole_optimizer_state(self.optimizer),
+            "optimizers": [
+                self.placement.whole_optimizer_state(optimizer) for optimizer in self.optimizers
+            ],
             "random_states": self.processes.objects(random_state(self.processes.device)),
         }
 
@@ -265,6 +268,9 @@ def _check_train(train: TrainConfig, training: BatchSource, processes: Processes
     is_half = train.dtype == "bfloat16" and processes.device.type == "cuda"
     if is_half and not torch.cuda.is_bf16_supported():
         raise ConfigError("train.dtype", train.dtype, "this GPU has no bfloat16", "take float32")
+    if train.optimizer == "muon" and train.parallel == "fsdp" and not processes.is_alone:
+        rule = "muon needs whole matrices, fsdp slices them"
+        raise ConfigError("train.optimizer", train.optimizer, rule, "take adamw, or parallel=ddp")
     if train.users_per_batch % processes.num_processes:
         raise ConfigError(
             "train.users_per_batch",

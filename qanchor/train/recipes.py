@@ -30,6 +30,12 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     queries_per_user: int = 4
     """Triples per user and step; they share the user's prefix (pairs per step = product)."""
     learning_rate: float = 2e-4
+    """Peak, of what AdamW moves."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` moves the matrices of projections, adapters and head by orthogonalised momentum: half
+    the steps for models trained from scratch; what is pre-trained is better left to `adamw`."""
+    matrix_learning_rate: float = 2e-3
+    """Peak, of what Muon moves."""
     weight_decay: float = 0.01
     warmup_steps: int = 100
     max_grad_norm: float = 1.0
@@ -120,6 +126,7 @@ def mini() -> Recipe:
         # Three as-of days per train user: the same people, three times as much to predict.
         triples=TripleOptions(views_per_user=2, per_user_future=24, per_user_uqa=6),
         train=TrainConfig(
+            optimizer="muon",
             learning_rate=1e-3,
             steps=1900,
             users_per_batch=32,

@@ -3,7 +3,7 @@
 import itertools
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pyarrow as pa
@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from qanchor.checkpoint import load_checkpoint
+from qanchor.checkpoint import Checkpoint, load_checkpoint
 from qanchor.config import override
 from qanchor.data.dataset import open_dataset
 from qanchor.data.useru import write_triples
 from qanchor.data.wallet import generate_wallet
 from qanchor.errors import ConfigError, DataError
 from qanchor.train import pretrain as training
-from qanchor.train.optimizer import learning_rate
+from qanchor.train.optimizer import build_optimizers, learning_rate_share
 from qanchor.train.pretrain import METRICS_FILE, UNTRAINED, pretrain, resume
 from qanchor.train.recipes import Recipe, TrainConfig
 from qanchor.train.step import StepLosses
@@ -52,15 +52,20 @@ def losses(run_dir: Path, term: str = "loss") -> list[float]:
     return [msgspec.json.decode(line)[term] for line in lines]
 
 
-@pytest.mark.parametrize("is_trained", ["true", "false"])
+@pytest.mark.parametrize(
+    ("is_trained", "optimizer"), [("true", "adamw"), ("false", "adamw"), ("false", "muon")]
+)
 def test_a_run_killed_and_resumed_has_the_same_losses_to_the_bit(
     recipe: Recipe,
     wallet: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     is_trained: str,
+    optimizer: str,
 ) -> None:
-    recipe = override(recipe, [f"event_encoder.is_trained={is_trained}"])
+    recipe = override(
+        recipe, [f"event_encoder.is_trained={is_trained}", f"train.optimizer={optimizer}"]
+    )
     dataset, triples = open_dataset(wallet / "data"), wallet / "triples.parquet"
     pretrain(recipe, dataset, triples, tmp_path / "whole")
     original, calls = training.backward, itertools.count(1)
@@ -135,9 +140,23 @@ def test_a_directory_with_a_run_is_not_overwritten(
         )
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_trainable_parameter_is_moved_by_one_optimizer(
+    checkpoint: Checkpoint, optimizer: Literal["adamw", "muon"]
+) -> None:
+    model = checkpoint.model
+    made = build_optimizers(model, TrainConfig(optimizer=optimizer))
+    held = [id(p) for each in made for group in each.param_groups for p in group["params"]]
+    assert len(held) == len(set(held))
+    assert set(held) == {id(p) for p in model.parameters() if p.requires_grad}
+    # The table of token embeddings, which is the vocabulary projection too, is AdamW's.
+    table = id(model.decoder.get_input_embeddings().weight)
+    assert table in {id(p) for group in made[0].param_groups for p in group["params"]}
+
+
 def test_learning_rate_warms_up_then_falls_to_a_tenth() -> None:
     train = TrainConfig(steps=110, warmup_steps=10, learning_rate=1.0)
-    rates = [learning_rate(step, train) for step in range(train.steps + 1)]
+    rates = [learning_rate_share(step, train) for step in range(train.steps + 1)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] == rates[10] == pytest.approx(1.0)
     assert rates[60] == pytest.approx(0.55)
