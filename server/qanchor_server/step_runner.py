@@ -110,9 +110,13 @@ class StepRunner(Generic[SlotT]):
         for slot_id in slot_ids:
             if slot_id in self._slots:
                 self._parts.engine.clear_slot(self._slots[slot_id])
+        self._parts.engine.clear_working()
 
     def _slot_for(self, reservation: Reservation) -> SlotT:
-        slot_id = reservation.slot_id
-        if slot_id not in self._slots:
-            self._slots[slot_id] = self._parts.engine.allocate_slot(reservation.capacity)
+        """The reservation's slot; it holds nothing of whoever had it before."""
+        slot_id, engine = reservation.slot_id, self._parts.engine
+        if slot_id in self._slots:
+            engine.clear_slot(self._slots[slot_id])
+        else:
+            self._slots[slot_id] = engine.allocate_slot(reservation.capacity)
         return self._slots[slot_id]

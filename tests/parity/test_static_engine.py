@@ -168,6 +168,7 @@ def test_a_cleared_slot_is_a_new_slot(engine, runner, users):
     queries = queries_of(runner, 1)
     slot, length = prefill(engine, runner, users[0], 64)
     engine.clear_slot(slot)
+    engine.clear_working()
     fresh = engine.allocate_slot(slot.capacity)
     found = [
         embed(engine, runner.bundle, [s], [UserSuffix(length, queries)]) for s in (slot, fresh)

@@ -48,7 +48,11 @@ class Engine(Protocol[SlotT]):
         ...
 
     def clear_slot(self, slot: SlotT) -> None:
-        """Overwrite a slot, and working copies of any slot, with zeros."""
+        """Overwrite a slot with zeros."""
+        ...
+
+    def clear_working(self) -> None:
+        """Overwrite working copies of any slot with zeros."""
         ...
 
     def free_slot(self, slot: SlotT) -> None:

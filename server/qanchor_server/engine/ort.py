@@ -91,8 +91,11 @@ class OrtEngine:
         return OrtSlot(kv_L2GCK, prefix, suffix)
 
     def clear_slot(self, slot: OrtSlot) -> None:
-        """Overwrite the slot and the engine's working copies with zeros."""
+        """Overwrite the slot with zeros."""
         slot.kv_L2GCK.fill(0)
+
+    def clear_working(self) -> None:
+        """Overwrite the engine's working copies with zeros."""
         self._staging.fill(0)
         self._present.fill(0)
 

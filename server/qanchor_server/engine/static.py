@@ -148,8 +148,12 @@ class StaticEngine:
         return StaticSlot(self._memory.allocate(self._slot_bytes(capacity)), capacity)
 
     def clear_slot(self, slot: StaticSlot) -> None:
-        """Overwrite the slot, the shared regions and their host side with zeros."""
+        """Overwrite the slot with zeros."""
         self._memory.clear(slot.address, self._slot_bytes(slot.capacity))
+        self._memory.wait()
+
+    def clear_working(self) -> None:
+        """Overwrite the shared regions and their host side with zeros."""
         for region, address in self._regions.items():
             self._memory.clear(address, self._sizes[region])
         self._memory.wait()

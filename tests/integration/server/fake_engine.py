@@ -73,6 +73,9 @@ class FakeEngine:
         slot[:] = 0
         self.cleared.append(slot)
 
+    def clear_working(self) -> None:
+        """There are no copies."""
+
     def free_slot(self, slot: FloatArray) -> None:
         self.num_slots -= 1
 

@@ -165,6 +165,17 @@ async def test_a_copy_that_fails_costs_an_encoding_and_no_request(small):
     assert await embed(small, "bob") is CacheState.ENCODED_NOW
 
 
+async def test_a_slot_that_changes_hands_keeps_nothing_of_who_had_it(small):
+    """A deletion clears the slots a user has now; earlier ones must be clear already."""
+    await embed(small, "ada")
+    assert not small.engine.cleared
+    await embed(small, "bob")
+    (slot,) = small.engine.cleared
+    slot[:, -1] = 9
+    assert await embed(small, "ada") is CacheState.HOST
+    assert not slot[:, -1].any()
+
+
 async def test_a_deleted_user_is_gone_from_host_memory_and_disk(small):
     await encode(small, USERS[:3])
     assert small.engine.arena[:128].any()
