@@ -41,21 +41,17 @@ VARIANTS = {
 """Placement and users per piece."""
 
 
-def sliced(recipe: Recipe) -> Recipe:
-    """FSDP; Muon cannot move slices."""
-    return override(recipe, ["train.parallel=fsdp", "train.optimizer=adamw"])
-
-
 def with_lora(recipe: Recipe) -> Recipe:
     """Adapters with much dropout, layers computed twice."""
-    recipe = override(sliced(recipe), ["train.gradient_checkpointing=true"])
+    recipe = override(recipe, ["train.parallel=fsdp", "train.gradient_checkpointing=true"])
     return msgspec.structs.replace(recipe, lora=LoraConfig(rank=4, dropout=0.5))
 
 
 RUNS: dict[str, tuple[Callable[[Recipe], Recipe], int]] = {
     "ddp": (lambda recipe: override(recipe, ["train.users_per_piece=2"]), 4),
-    "fsdp": (sliced, 4),
+    "fsdp": (lambda recipe: override(recipe, ["train.parallel=fsdp"]), 4),
     "lora": (with_lora, 2),
+    "muon": (lambda recipe: override(recipe, ["train.optimizer=muon"]), 4),
     "shards": (lambda recipe: override(recipe, ["train.shard_users=12"]), 4),
 }
 """What differs from DIR/recipe.json, and the step to stop in; 2 is before the first checkpoint."""

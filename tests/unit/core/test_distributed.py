@@ -46,6 +46,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe) -> 
             "train.warmup_steps=2", "train.heldout_users=4", "train.evaluate_every=3",
             "train.checkpoint_every=3", "train.num_threads=1", "train.dtype=float32",
             "event_encoder.is_trained=true", "loss.contrastive_weight=1",
+            # Muon makes small sums in another order large; gradients are what is compared here.
+            "train.optimizer=adamw",
         ],
     )  # fmt: skip
     config.save(recipe, directory / "recipe.json")
@@ -133,6 +135,18 @@ def test_shares_must_be_equal(workplace: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=r"users_per_batch=6: must be a multiple of the 4 proc"):
         Trainer(checkpoint, in_memory(recipe, data), tmp_path, Processes(1, 4))
+
+
+def test_muon_is_refused_where_matrices_are_sliced(workplace: Path, tmp_path: Path) -> None:
+    recipe = override(
+        config.load(Recipe, workplace / "recipe.json"),
+        ["train.optimizer=muon", "train.parallel=fsdp"],
+    )
+    checkpoint, data = prepare(
+        recipe, open_dataset(workplace / "data"), workplace / "triples.parquet"
+    )
+    with pytest.raises(ConfigError, match="muon needs whole matrices"):
+        Trainer(checkpoint, in_memory(recipe, data), tmp_path, Processes(0, 2))
 
 
 def test_the_command_under_torchrun_survives_kill_9(
