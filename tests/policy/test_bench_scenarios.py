@@ -11,7 +11,12 @@ from qanchor_bench.result import load_result
 from qanchor_bench.runner import SUITES
 from qanchor_bench.scenario import SCENARIO_DIR, find_scenario, load_scenario, scenario_files
 
-RESULTS = sorted((Path(SCENARIO_DIR).parent / "results").glob("*.json"))
+RESULTS = [
+    path
+    for path in sorted((Path(SCENARIO_DIR).parent / "results").glob("*.json"))
+    # Those of `qanchor eval`, and of measurements before the suite, have forms of their own.
+    if "findings" in json.loads(path.read_text())
+]
 
 
 @pytest.mark.parametrize("path", scenario_files(), ids=lambda path: path.stem)
@@ -74,8 +79,6 @@ def test_wrong_names_and_fields_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_a_committed_result_was_right_and_tells_its_environment(path: Path) -> None:
-    if "findings" not in json.loads(path.read_text()):
-        pytest.skip("written by another program")
     result = load_result(path)
     assert result.is_right
     assert not result.environment.is_dirty

@@ -156,8 +156,12 @@ def test_the_verb_says_what_is_missing(bundle, tmp_path, capsys):
         run_verb(str(bundle.path))
     with pytest.raises(ConfigError, match="did you mean"):
         run_verb(str(bundle.path), str(tmp_path), "--set", "max_step_token=3")
-    if importlib.util.find_spec("tensorrt") is not None:
-        pytest.skip("TensorRT is installed here")
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed here"
+)
+def test_without_tensorrt_the_verb_says_what_to_install(bundle, tmp_path, capsys):
     with pytest.raises(ConfigError, match=r"install qanchor\[tensorrt\]"):
         run_verb(str(bundle.path), str(tmp_path), "--precision", "float16")
     assert "--precision has no effect" in capsys.readouterr().err
