@@ -93,6 +93,14 @@ def usual_content(asked: Asked) -> str:
     )
 
 
+class _Listener(ThreadingHTTPServer):
+    # http.server lets five connections wait, less than the clients open at once; on a busy machine
+    # the system then resets some, which a test without retries takes for a failing endpoint.
+    request_queue_size = 128
+    daemon_threads = True
+    block_on_close = False
+
+
 class FakeEndpoint:
     """The server; use as `with`. `misbehave` returns a reply for a request, or None."""
 
@@ -106,9 +114,7 @@ class FakeEndpoint:
         self.misbehave: Callable[[Asked], Said | None] = lambda asked: None
         self._at_once = 0
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self._server.block_on_close = False
+        self._server = _Listener(("127.0.0.1", 0), self._handler())
 
     @property
     def url(self) -> str:
