@@ -88,21 +88,23 @@ def _serve(result: Result, plt: Any) -> Any:
 def _peers(result: Result, plt: Any) -> Any:
     """Two panels, one query and all queries; shorter is better."""
     figure, axes = plt.subplots(2, 1, figsize=(10, 5), layout="constrained")
-    for axis, group in zip(axes, ("one query", "all queries"), strict=True):
-        points = [point for point in result.findings.points if point.group == group]
-        _bars(axis, [point.name for point in points], [1e3 * point.median for point in points])
-        axis.set(xlabel="ms, logarithmic", xscale="log", title=group)
+    _panels(axes, result, ("one query", "all queries"))
     return figure
 
 
 def _cache(result: Result, plt: Any) -> Any:
     """Left: a user coming back. Right: the trace's latencies by where a user was found."""
     figure, axes = plt.subplots(1, 2, figsize=(12, 3.6), layout="constrained")
-    for axis, group in zip(axes, ("a user comes back", "trace: latency"), strict=True):
+    _panels(axes, result, ("a user comes back", "trace: latency"))
+    return figure
+
+
+def _panels(axes: Any, result: Result, groups: tuple[str, ...]) -> None:
+    """One group of points in milliseconds per panel."""
+    for axis, group in zip(axes, groups, strict=True):
         points = [point for point in result.findings.points if point.group == group]
         _bars(axis, [point.name for point in points], [1e3 * point.median for point in points])
         axis.set(xlabel="ms, logarithmic", xscale="log", title=group)
-    return figure
 
 
 def _bars(axis: Any, names: list[str], values: list[float]) -> None:
