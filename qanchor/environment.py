@@ -23,7 +23,7 @@ class Environment(Config, frozen=True, kw_only=True):
     commit: str
     """Short hash of the project's checkout; `uncommitted` outside of one."""
     is_dirty: bool
-    """The checkout had changes that no commit holds."""
+    """The checkout had changes that no commit holds, other than results of earlier measurements."""
 
 
 def environment() -> Environment:
@@ -35,7 +35,8 @@ def environment() -> Environment:
         python=platform.python_version(),
         packages={name: _version(name) for name in PACKAGES},
         commit=_git("rev-parse", "--short=12", "HEAD") if inside else "uncommitted",
-        is_dirty=inside and bool(_git("status", "--porcelain")),
+        is_dirty=inside
+        and bool(_git("status", "--porcelain", "--", ":/", ":(top,exclude)bench/results")),
     )
 
 
