@@ -6,7 +6,7 @@ is the training twin of the serving split into prefix and suffix.
 
 Legend: B users, P prefix length, S packed suffix length, L = P + S, Q queries, A answer length,
 R soft-prompt rows, N event texts, T text length, E event vector width, F measures, D decoder
-width, V vocabulary, Z embedding_dim.
+width, V vocabulary, Z embedding_dim; G rows of packed answers, W their length, K answer tokens.
 """
 
 from dataclasses import dataclass, replace
@@ -172,33 +172,104 @@ class QAnchorModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Logits [K, V] and labels [K] of answers predicted from u alone; answers as `semantic`'s.
 
-        Only for a model with `answer_start`.
+        Answers come in their order. Only for a model with `answer_start`.
         """
         assert self.answer_start is not None, "This is a bug: the recipe has no answer_start."
+        packed = PackedAnswers.of(answer_token_ids_QA, answer_len_Q)
         # Components of a unit vector are of the order of 1 / sqrt(Z).
         start_QD = self.answer_start(anchor_QZ * anchor_QZ.shape[1] ** 0.5)
-        tokens_QAD = self.embed_tokens(answer_token_ids_QA[:, :-1])
-        wanted_QA = _real_columns(answer_token_ids_QA, answer_len_Q)
-        states_QAD = self.decoder(
-            inputs_embeds=torch.cat([start_QD[:, None].to(tokens_QAD.dtype), tokens_QAD], dim=1),
-            attention_mask=wanted_QA.long(),
-            use_cache=False,
-        ).last_hidden_state
-        logits_KV = self.language_model.get_output_embeddings()(states_QAD[wanted_QA])
-        return logits_KV.float(), answer_token_ids_QA[wanted_QA]
+        # Every answer moves one place on, to make room for its start.
+        tokens_GWD = self.embed_tokens(packed.token_ids_GW.roll(1, dims=1))
+        inputs_GWD = tokens_GWD.index_put(
+            (packed.row_Q, packed.first_Q), start_QD.to(tokens_GWD.dtype)
+        )
+        states_KD = self._answer_states(packed, inputs_GWD)[packed.row_K, packed.column_K]
+        logits_KV = self.language_model.get_output_embeddings()(states_KD)
+        return logits_KV.float(), packed.token_ids_GW[packed.row_K, packed.column_K]
 
     def semantic(self, answer_token_ids_QA: Tensor, answer_len_Q: Tensor) -> Tensor:
         """Semantic embeddings v_a [Q, Z]: the same decoder and head at the last answer token.
 
         `answer_token_ids_QA`: right-padded, closed by eos; `answer_len_Q` counts eos.
         """
-        mask_QA = _real_columns(answer_token_ids_QA, answer_len_Q).long()
-        states_QAD = self.decoder(
-            input_ids=answer_token_ids_QA, attention_mask=mask_QA, use_cache=False
-        ).last_hidden_state
-        rows_Q = torch.arange(len(answer_len_Q), device=answer_len_Q.device)
-        semantic_QZ: Tensor = self.head(states_QAD[rows_Q, answer_len_Q - 1])
+        packed = PackedAnswers.of(answer_token_ids_QA, answer_len_Q)
+        states_GWD = self._answer_states(packed, self.embed_tokens(packed.token_ids_GW))
+        last_Q = packed.first_Q + answer_len_Q - 1
+        semantic_QZ: Tensor = self.head(states_GWD[packed.row_Q, last_Q])
         return semantic_QZ
+
+    def _answer_states(self, packed: "PackedAnswers", inputs_GWD: Tensor) -> Tensor:
+        states_GWD: Tensor = self.decoder(
+            inputs_embeds=inputs_GWD,
+            attention_mask=packed.mask(inputs_GWD.dtype),
+            position_ids=packed.position_GW,
+            use_cache=False,
+        ).last_hidden_state
+        return states_GWD
+
+
+@dataclass(frozen=True, slots=True)
+class PackedAnswers:
+    """Answers side by side in rows as long as the longest: most are a few words, some are many.
+
+    `token_ids_GW`, `position_GW` (within the answer), `segment_GW`: the answer's number, -1 is
+    padding. `row_Q`, `first_Q`: where each answer begins. `row_K`, `column_K`: of every answer
+    token, answer by answer. All int64 on one device.
+    """
+
+    token_ids_GW: Tensor
+    position_GW: Tensor
+    segment_GW: Tensor
+    row_Q: Tensor
+    first_Q: Tensor
+    row_K: Tensor
+    column_K: Tensor
+
+    @classmethod
+    def of(cls, token_ids_QA: Tensor, len_Q: Tensor) -> "PackedAnswers":
+        """Pack right-padded answers [Q, A] of `len_Q` tokens each."""
+        device, width = len_Q.device, token_ids_QA.shape[1]
+        places = _first_fit(len_Q.tolist(), width)
+        row_Q, first_Q = torch.tensor(places, device=device).T
+        answer_K, offset_K = _real_columns(token_ids_QA, len_Q).nonzero(as_tuple=True)
+        row_K, column_K = row_Q[answer_K], first_Q[answer_K] + offset_K
+        shape = (int(row_Q.max()) + 1, width)
+
+        def spread(values_K: Tensor, fill: int) -> Tensor:
+            return len_Q.new_full(shape, fill).index_put((row_K, column_K), values_K)
+
+        return cls(
+            token_ids_GW=spread(token_ids_QA[answer_K, offset_K], 0),
+            position_GW=spread(offset_K, 0),
+            segment_GW=spread(answer_K, PAD_SEGMENT),
+            row_Q=row_Q,
+            first_Q=first_Q,
+            row_K=row_K,
+            column_K=column_K,
+        )
+
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """Additive attention mask [G, 1, W, W]: causal, answers blind to each other."""
+        same_GWW = self.segment_GW[:, :, None] == self.segment_GW[:, None, :]
+        return _additive(same_GWW.tril(), dtype)
+
+
+def _first_fit(lengths: list[int], width: int) -> list[tuple[int, int]]:
+    """(row, first column) of each length, the longest placed first, each in the first row it fits.
+
+    >>> _first_fit([2, 5, 3], 5)
+    [(1, 3), (0, 0), (1, 0)]
+    """
+    used: list[int] = []
+    places = [(0, 0)] * len(lengths)
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        fits = (row for row, taken in enumerate(used) if taken + lengths[index] <= width)
+        row = next(fits, len(used))
+        if row == len(used):
+            used.append(0)
+        places[index] = (row, used[row])
+        used[row] += lengths[index]
+    return places
 
 
 def _real_columns(token_ids_QA: Tensor, len_Q: Tensor) -> Tensor:
@@ -221,6 +292,10 @@ def packed_mask(batch: AnchorBatch, dtype: torch.dtype) -> Tensor:
     # A padding row attends to itself, so that its softmax is defined; nothing reads the result.
     itself = torch.eye(same.shape[1], dtype=torch.bool, device=same.device)
     allowed_BLL = ((same | to_prefix) & real_key & causal) | itself
-    mask_BLL = torch.zeros(allowed_BLL.shape, dtype=dtype, device=same.device)
-    mask_BLL.masked_fill_(~allowed_BLL, torch.finfo(dtype).min)
-    return mask_BLL[:, None]
+    return _additive(allowed_BLL, dtype)
+
+
+def _additive(allowed_BLL: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where allowed, else the least number [B, 1, L, L]; every row must allow something."""
+    mask_BLL = torch.zeros(allowed_BLL.shape, dtype=dtype, device=allowed_BLL.device)
+    return mask_BLL.masked_fill_(~allowed_BLL, torch.finfo(dtype).min)[:, None]

@@ -102,7 +102,8 @@ def test_next_token_labels_are_the_answer_and_then_eos(
 def test_semantic_embedding_of_a_padded_answer_equals_it_alone(
     checkpoint: Checkpoint, corpus: PrefixCorpus
 ) -> None:
-    segments = [Segment((), checkpoint.encode_answer(text)) for text in ("yes, often", "no")]
+    texts = ("yes, often" * 9, "no", "yes, often" * 4, "yes, often")
+    segments = [Segment((), checkpoint.encode_answer(text)) for text in texts]
     with torch.no_grad():
         together = checkpoint.model.semantic(*answer_batch(segments, corpus.tokens))
         alone = torch.cat(
@@ -153,14 +154,15 @@ def test_answers_predicted_from_the_embedding_see_nothing_else(checkpoint: Check
     """Logits equal those of [start made from u, answer] through the plain Qwen2 model, unpadded."""
     model, eos = checkpoint.model, checkpoint.meta.tokens.eos
     assert model.answer_start is not None
-    answers = [checkpoint.encode_answer(text) for text in ("yes, often", "no")]
+    texts = ("yes, often", "no", "yes, often" * 9)
+    answers = [checkpoint.encode_answer(text) for text in texts]
     segments = [Segment((), answer) for answer in answers]
     width = checkpoint.meta.recipe.head.embedding_dim
-    embeddings = torch.nn.functional.normalize(torch.randn(2, width), dim=-1).requires_grad_()
+    embeddings = torch.nn.functional.normalize(torch.randn(3, width), dim=-1).requires_grad_()
     logits, labels = model.logits_from_embedding(
         embeddings, *answer_batch(segments, checkpoint.meta.tokens)
     )
-    assert labels.tolist() == [*answers[0], eos, *answers[1], eos]
+    assert labels.tolist() == [token for answer in answers for token in (*answer, eos)]
     expected = []
     for embedding, answer in zip(embeddings, answers, strict=True):
         start = model.answer_start(embedding * width**0.5)
