@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from qanchor.encoder.event_encoder import EventEncoder
 from qanchor.errors import ConfigError
-from qanchor_export.graphs_decoder import MASKED
+from qanchor_export.attention import MASKED
 from qanchor_export.projection import frozen
 from qanchor_export.source import merged
 from qanchor_export.weights import bias_of, transposed

@@ -95,10 +95,13 @@ class DecoderWeights(nn.Module):
     """
 
     inv_freq: Tensor
+    swap_KK: Tensor | None
+    """In half precision: states times this are (-second half, first half), as RoPE needs them."""
     final_norm_D: nn.Parameter
 
     def __init__(self, decoder: Any, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
+        self.dtype = dtype
         config = decoder.config
         check_decoder(config)
         self.num_heads = int(config.num_attention_heads)
@@ -115,6 +118,9 @@ class DecoderWeights(nn.Module):
         theta = float(config.rope_parameters["rope_theta"])
         exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
         self.register_buffer("inv_freq", 1.0 / theta**exponent)
+        one, none = torch.eye(self.head_dim // 2), torch.zeros((self.head_dim // 2,) * 2)
+        swap_KK = torch.cat([torch.cat([none, one], 1), torch.cat([-one, none], 1)]).to(dtype)
+        self.register_buffer("swap_KK", None if dtype == torch.float32 else swap_KK)
 
     @property
     def stack(self) -> list[LayerWeights]:

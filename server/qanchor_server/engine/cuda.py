@@ -1,17 +1,19 @@
 """The bundle's graphs on ONNX Runtime's CUDA execution provider, one CUDA graph per bucket.
 
 Everything is bound by address, once per bucket, on the stream that also carries the copies. The
-same runner on host memory and the CPU provider is what the tests run; on a GPU it has not run yet.
+same runner on host memory and the CPU provider is what the tests run where there is no GPU.
 
-ONNX Runtime captures on the first run of a `gpu_graph_id` (after the runs that settle its memory)
-and replays from then on; bound host arrays would not be read again on replay, hence addresses
-(onnxruntime issue 29782). Own stream, bound addresses and no wait in `run` together leave the host
-free until the engine's one wait; replay respects that since pull request 28686.
+ONNX Runtime runs a `gpu_graph_id` once, captures it right after and replays from then on. While a
+stream is captured its arena cannot grow, so a bucket first runs without capture until a run of the
+same sizes finds all its memory there. Bound host arrays would not be read again on replay, hence
+addresses (onnxruntime issue 29782). Own stream, bound addresses and no wait in `run` together leave
+the host free until the engine's one wait; replay respects that since pull request 28686.
 Must not know scheduling. Call from the worker thread only.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import onnxruntime as ort
@@ -25,6 +27,9 @@ from qanchor_server.engine.ort_session import CPU, CUDA, memory_is_retryable, op
 from qanchor_server.engine.static import StaticEngine, shape_of
 
 _INT64 = 7  # onnx.TensorProto.INT64
+_NO_CAPTURE = "-1"
+_SETTLING_RUNS = 2
+"""The first traces what a run of these sizes allocates, the second allocates it in one piece."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,28 +65,32 @@ class OrtRunner:
     ) -> Callable[[], None]:
         """Bind every tensor and, with CUDA graphs, capture. Raises Retryable."""
         session, spec = self._sessions[graph], self._specs[graph]
-        binding, options = session.io_binding(), self._run_options()
+        binding = session.io_binding()
         for tensor in spec.inputs:
             binding.bind_input(tensor.name, *self._place(tensor, dims, addresses))
         for tensor in spec.outputs:
             binding.bind_output(tensor.name, *self._place(tensor, dims, addresses))
 
-        def run() -> None:
+        def call(options: Any) -> None:
             with memory_is_retryable():
                 session.run_with_iobinding(binding, options)
 
-        if self._has_graphs:
-            run()
-            self._memory.wait()
+        if not self._has_graphs:
+            return partial(call, self._run_options())
+        for _ in range(_SETTLING_RUNS):
+            call(self._run_options(_NO_CAPTURE))
+        self._num_ready += 1
+        run = partial(call, self._run_options(str(self._num_ready)))
+        run()
+        self._memory.wait()
         return run
 
-    def _run_options(self) -> Any:
+    def _run_options(self, graph_id: str = "") -> Any:
         """A graph id of its own per bucket; the engine waits for the stream, not the session."""
         options = ort.RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        if self._has_graphs:
-            self._num_ready += 1
-            options.add_run_config_entry("gpu_graph_id", str(self._num_ready))
+        if graph_id:
+            options.add_run_config_entry("gpu_graph_id", graph_id)
         return options
 
     def _place(
