@@ -63,7 +63,7 @@ def measure_rates(num_rows: int, inner: int, columns: int, num_threads: int) -> 
 
 
 def measure_gpu_rates(num_rows: int, inner: int, columns: int, precision: Precision) -> Rates:
-    """The same of the GPU, by torch in the type of `precision`. Not run on a GPU yet.
+    """The same of the GPU, by torch in the type of `precision`.
 
     Raises ConfigError where torch has no GPU.
     """

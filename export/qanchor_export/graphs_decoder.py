@@ -31,11 +31,12 @@ def rms_norm(states_TD: Tensor, gain_D: Tensor, eps: float) -> Tensor:
     return normed_TD.to(gain_D.dtype) * gain_D
 
 
-def mlp(states_TD: Tensor, layer: LayerWeights, eps: float) -> Tensor:
-    """The gated feed-forward block with its norm and residual."""
+def feed_forward(states_TD: Tensor, layer: LayerWeights, eps: float) -> Tensor:
+    """What the gated feed-forward block, its norm included, adds to the states."""
     normed_TD = rms_norm(states_TD, layer.mlp_norm_D, eps)
     gate_TF = nn.functional.silu(layer.gate(normed_TD))
-    return states_TD + layer.down(gate_TF * layer.up(normed_TD))
+    added_TD: Tensor = layer.down(gate_TF * layer.up(normed_TD))
+    return added_TD
 
 
 def not_below_zero(index: Tensor) -> Tensor:
@@ -89,7 +90,8 @@ class PrefixGraph(nn.Module):
             present += [stored_k, stored_v]
             pair = (past[2 * index], past[2 * index + 1])
             attended_TJ = attention.attend(q, (own_k, own_v), pair, layer.store)
-            states_TD = mlp(states_TD + layer.o(attended_TJ), layer, decoder.norm_eps)
+            states_TD = states_TD + layer.o(attended_TJ)
+            states_TD = states_TD + feed_forward(states_TD, layer, decoder.norm_eps)
         return tuple(present)
 
     def embed(self, token_ids_T: Tensor, adapter_T: Tensor, slot_vectors_TE: Tensor) -> Tensor:
@@ -166,7 +168,12 @@ class SuffixGraph(nn.Module):
                 states_TD = torch.index_select(states_TD, 0, cells_N if on_grid else emb_index_N)
             elif not on_grid:
                 attended_TJ = torch.index_select(attended_TJ, 0, flat_index_T)
-            states_TD = mlp(states_TD + layer.o(attended_TJ), layer, decoder.norm_eps)
+            states_TD = states_TD + layer.o(attended_TJ)
+            added_TD = feed_forward(states_TD, layer, decoder.norm_eps)
+            if index == last:
+                # From here on float32, like the head.
+                states_TD, added_TD = states_TD.float(), added_TD.float()
+            states_TD = states_TD + added_TD
         normed_ND = rms_norm(states_TD, decoder.final_norm_D, decoder.norm_eps)
         return self.project(normed_ND)
 

@@ -1,4 +1,4 @@
-"""The bench suites on a GPU, at the tiny size. Never run yet: no GPU was at hand."""
+"""The bench suites on a GPU, at the tiny size."""
 
 from pathlib import Path
 

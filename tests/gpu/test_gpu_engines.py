@@ -1,6 +1,6 @@
 """What only a GPU can show; `tests/parity/test_static_engine.py` runs its tests there as well.
 
-Never run yet: no GPU was at hand. QANCHOR_REQUIRE_GPU=1 turns the skips into failures.
+QANCHOR_REQUIRE_GPU=1 turns the skips into failures.
 """
 
 from pathlib import Path

@@ -76,22 +76,14 @@ class OrtRunner:
                 session.run_with_iobinding(binding, options)
 
         if not self._has_graphs:
-            return partial(call, self._run_options())
+            return partial(call, ort.RunOptions())
         for _ in range(_SETTLING_RUNS):
-            call(self._run_options(_NO_CAPTURE))
+            call(_graph_options(_NO_CAPTURE))
         self._num_ready += 1
-        run = partial(call, self._run_options(str(self._num_ready)))
+        run = partial(call, _graph_options(str(self._num_ready)))
         run()
         self._memory.wait()
         return run
-
-    def _run_options(self, graph_id: str = "") -> Any:
-        """A graph id of its own per bucket; the engine waits for the stream, not the session."""
-        options = ort.RunOptions()
-        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        if graph_id:
-            options.add_run_config_entry("gpu_graph_id", graph_id)
-        return options
 
     def _place(
         self, tensor: TensorSpec, dims: Mapping[str, int], addresses: Mapping[str, int]
@@ -100,6 +92,14 @@ class OrtRunner:
         # By number, as in ONNX: numpy has no bfloat16.
         kind = _INT64 if tensor.dtype == "int64" else element_type(tensor.dtype)
         return memory.device_type, memory.device_id, kind, shape, addresses[tensor.name]
+
+
+def _graph_options(graph_id: str) -> Any:
+    """Of one bucket's CUDA graph; the engine waits for the stream, not the session."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    options.add_run_config_entry("gpu_graph_id", graph_id)
+    return options
 
 
 def open_cuda_engine(bundle: Bundle, ladders: Ladders, options: CudaOptions) -> StaticEngine:

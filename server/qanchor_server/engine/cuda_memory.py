@@ -1,7 +1,7 @@
 """GPU memory through NVIDIA's own Python bindings of the CUDA runtime, all on one stream.
 
-Not run yet: no GPU was at hand. Every call is checked; the names and signatures are those of
-cuda-bindings 12.9 to 13.5. Must not know graphs or slots. Call from the worker thread only.
+Every call is checked; the names and signatures are those of cuda-bindings 12.9 to 13.5.
+Must not know graphs or slots. Call from the worker thread only.
 """
 
 from collections.abc import Callable
