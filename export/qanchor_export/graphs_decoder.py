@@ -20,20 +20,20 @@ from qanchor_export.weights import (
 )
 
 
-def rms_norm(states_TD: Tensor, gain_D: Tensor, eps: float) -> Tensor:
+def rms_norm(states_TD: Tensor, gain_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """RMSNorm in float32, written as ONNX Runtime's SimplifiedLayerNormalization fusion expects it.
 
-    Comes back in the type of the gain.
+    Comes back in `dtype`; a float32 gain is multiplied in before that (see LayerWeights).
     """
     wide_TD = states_TD.float()
     variance_T1 = wide_TD.pow(2.0).mean(-1, keepdim=True)
     normed_TD = wide_TD / torch.sqrt(variance_T1 + eps)
-    return normed_TD.to(gain_D.dtype) * gain_D
+    return (normed_TD.to(gain_D.dtype) * gain_D).to(dtype)
 
 
-def feed_forward(states_TD: Tensor, layer: LayerWeights, eps: float) -> Tensor:
+def feed_forward(states_TD: Tensor, layer: LayerWeights, decoder: DecoderWeights) -> Tensor:
     """What the gated feed-forward block, its norm included, adds to the states."""
-    normed_TD = rms_norm(states_TD, layer.mlp_norm_D, eps)
+    normed_TD = rms_norm(states_TD, layer.mlp_norm_D, decoder.norm_eps, decoder.dtype)
     gate_TF = nn.functional.silu(layer.gate(normed_TD))
     added_TD: Tensor = layer.down(gate_TF * layer.up(normed_TD))
     return added_TD
@@ -77,7 +77,7 @@ class PrefixGraph(nn.Module):
         states_TD = self.embed(token_ids_T, adapter_T, slot_vectors_TE)
         present: list[Tensor] = []
         for index, layer in enumerate(decoder.stack):
-            normed_TD = rms_norm(states_TD, layer.attention_norm_D, decoder.norm_eps)
+            normed_TD = rms_norm(states_TD, layer.attention_norm_D, decoder.norm_eps, decoder.dtype)
             if layer.kv is not None:
                 # Nothing of a prefix is read beyond the last layer's keys and values.
                 last = attention.keys_values(layer.kv(normed_TD))
@@ -91,7 +91,7 @@ class PrefixGraph(nn.Module):
             pair = (past[2 * index], past[2 * index + 1])
             attended_TJ = attention.attend(q, (own_k, own_v), pair, layer.store)
             states_TD = states_TD + layer.o(attended_TJ)
-            states_TD = states_TD + feed_forward(states_TD, layer, decoder.norm_eps)
+            states_TD = states_TD + feed_forward(states_TD, layer, decoder)
         return tuple(present)
 
     def embed(self, token_ids_T: Tensor, adapter_T: Tensor, slot_vectors_TE: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class SuffixGraph(nn.Module):
         states_TD = self.embed(token_ids_T, prompt_index_T, prompt_rows)
         last = len(decoder.stack) - 1
         for index, layer in enumerate(decoder.stack):
-            normed_TD = rms_norm(states_TD, layer.attention_norm_D, decoder.norm_eps)
+            normed_TD = rms_norm(states_TD, layer.attention_norm_D, decoder.norm_eps, decoder.dtype)
             q, k, v = attention.heads(layer.qkv(normed_TD))
             pair = (past[2 * index], past[2 * index + 1])
             attended_TJ = attention.attend(q, (k, v), pair, layer.store)
@@ -169,12 +169,12 @@ class SuffixGraph(nn.Module):
             elif not on_grid:
                 attended_TJ = torch.index_select(attended_TJ, 0, flat_index_T)
             states_TD = states_TD + layer.o(attended_TJ)
-            added_TD = feed_forward(states_TD, layer, decoder.norm_eps)
+            added_TD = feed_forward(states_TD, layer, decoder)
             if index == last:
                 # From here on float32, like the head.
                 states_TD, added_TD = states_TD.float(), added_TD.float()
             states_TD = states_TD + added_TD
-        normed_ND = rms_norm(states_TD, decoder.final_norm_D, decoder.norm_eps)
+        normed_ND = rms_norm(states_TD, decoder.final_norm_D, decoder.norm_eps, torch.float32)
         return self.project(normed_ND)
 
     def embed(self, token_ids_T: Tensor, prompt_index_T: Tensor, prompt_rows: Tensor) -> Tensor:
