@@ -20,23 +20,22 @@ from qanchor_export.weights import (
 )
 
 
-def rms_norm(states_TD: Tensor, gain_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+def rms_norm(states_TD: Tensor, gain_D: Tensor, eps: float) -> Tensor:
     """RMSNorm in float32, written as ONNX Runtime's SimplifiedLayerNormalization fusion expects it.
 
-    Comes back in `dtype`; a float32 gain is multiplied in before that (see LayerWeights).
+    Comes back in the type of the gain.
     """
     wide_TD = states_TD.float()
     variance_T1 = wide_TD.pow(2.0).mean(-1, keepdim=True)
     normed_TD = wide_TD / torch.sqrt(variance_T1 + eps)
-    return (normed_TD.to(gain_D.dtype) * gain_D).to(dtype)
+    return normed_TD.to(gain_D.dtype) * gain_D
 
 
-def feed_forward(states_TD: Tensor, layer: LayerWeights, decoder: DecoderWeights) -> Tensor:
-    """What the gated feed-forward block, its norm included, adds to the states."""
-    normed_TD = rms_norm(states_TD, layer.mlp_norm_D, decoder.norm_eps, decoder.dtype)
+def mlp(states_TD: Tensor, layer: LayerWeights, eps: float) -> Tensor:
+    """The gated feed-forward block with its norm and residual."""
+    normed_TD = rms_norm(states_TD, layer.mlp_norm_D, eps)
     gate_TF = nn.functional.silu(layer.gate(normed_TD))
-    added_TD: Tensor = layer.down(gate_TF * layer.up(normed_TD))
-    return added_TD
+    return states_TD + layer.down(gate_TF * layer.up(normed_TD))
 
 
 def not_below_zero(index: Tensor) -> Tensor:
@@ -77,7 +76,7 @@ class PrefixGraph(nn.Module):
         states_TD = self.embed(token_ids_T, adapter_T, slot_vectors_TE)
         present: list[Tensor] = []
         for index, layer in enumerate(decoder.stack):
-            normed_TD = rms_norm(states_TD, layer.attention_norm_D, decoder.norm_eps, decoder.dtype)
+            normed_TD = rms_norm(states_TD, layer.attention_norm_D, decoder.norm_eps)
             if layer.kv is not None:
                 # Nothing of a prefix is read beyond the last layer's keys and values.
                 last = attention.keys_values(layer.kv(normed_TD))
@@ -90,8 +89,7 @@ class PrefixGraph(nn.Module):
             present += [stored_k, stored_v]
             pair = (past[2 * index], past[2 * index + 1])
             attended_TJ = attention.attend(q, (own_k, own_v), pair, layer.store)
-            states_TD = states_TD + layer.o(attended_TJ)
-            states_TD = states_TD + feed_forward(states_TD, layer, decoder)
+            states_TD = mlp(states_TD + layer.o(attended_TJ), layer, decoder.norm_eps)
         return tuple(present)
 
     def embed(self, token_ids_T: Tensor, adapter_T: Tensor, slot_vectors_TE: Tensor) -> Tensor:
@@ -157,7 +155,7 @@ class SuffixGraph(nn.Module):
         states_TD = self.embed(token_ids_T, prompt_index_T, prompt_rows)
         last = len(decoder.stack) - 1
         for index, layer in enumerate(decoder.stack):
-            normed_TD = rms_norm(states_TD, layer.attention_norm_D, decoder.norm_eps, decoder.dtype)
+            normed_TD = rms_norm(states_TD, layer.attention_norm_D, decoder.norm_eps)
             q, k, v = attention.heads(layer.qkv(normed_TD))
             pair = (past[2 * index], past[2 * index + 1])
             attended_TJ = attention.attend(q, (k, v), pair, layer.store)
@@ -168,13 +166,8 @@ class SuffixGraph(nn.Module):
                 states_TD = torch.index_select(states_TD, 0, cells_N if on_grid else emb_index_N)
             elif not on_grid:
                 attended_TJ = torch.index_select(attended_TJ, 0, flat_index_T)
-            states_TD = states_TD + layer.o(attended_TJ)
-            added_TD = feed_forward(states_TD, layer, decoder)
-            if index == last:
-                # From here on float32, like the head.
-                states_TD, added_TD = states_TD.float(), added_TD.float()
-            states_TD = states_TD + added_TD
-        normed_ND = rms_norm(states_TD, decoder.final_norm_D, decoder.norm_eps, torch.float32)
+            states_TD = mlp(states_TD + layer.o(attended_TJ), layer, decoder.norm_eps)
+        normed_ND = rms_norm(states_TD, decoder.final_norm_D, decoder.norm_eps)
         return self.project(normed_ND)
 
     def embed(self, token_ids_T: Tensor, prompt_index_T: Tensor, prompt_rows: Tensor) -> Tensor:

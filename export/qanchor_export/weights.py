@@ -83,10 +83,8 @@ class LayerWeights(nn.Module):
         self.gate = Projection(transposed(mlp.gate_proj).to(dtype))
         self.up = Projection(transposed(mlp.up_proj).to(dtype))
         self.down = Projection(transposed(mlp.down_proj).to(dtype))
-        # ONNX Runtime's CUDA provider has no RMSNorm from float32 to bfloat16.
-        gain_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
-        self.attention_norm_D = frozen(layer.input_layernorm.weight, gain_dtype)
-        self.mlp_norm_D = frozen(layer.post_attention_layernorm.weight, gain_dtype)
+        self.attention_norm_D = frozen(layer.input_layernorm.weight, dtype)
+        self.mlp_norm_D = frozen(layer.post_attention_layernorm.weight, dtype)
         self.store = KvStore(dtype)
 
 

@@ -16,6 +16,8 @@ from qanchor_server.failures import Retryable
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+_UNFIT_FOR_BFLOAT16 = "SimplifiedLayerNormFusion"
+"""On CUDA it makes an RMSNorm from float32 to bfloat16, for which there is no kernel (1.31)."""
 _OUT_OF_MEMORY = ("failed to allocate", "bad_alloc", "out of memory", "alloc_failed")
 
 
@@ -46,8 +48,14 @@ def open_session(
     providers: list[Any] = [(provider, dict(provider_options or {}))]
     if provider != CPU:
         providers.append(CPU)
+    unfit = provider == CUDA and bundle.manifest.precision == "bfloat16"
     # Opened by path: ONNX Runtime then maps the weights file instead of reading it.
-    session = ort.InferenceSession(str(bundle.path / spec.file), options, providers=providers)
+    session = ort.InferenceSession(
+        str(bundle.path / spec.file),
+        options,
+        providers=providers,
+        disabled_optimizers=[_UNFIT_FOR_BFLOAT16] if unfit else [],
+    )
     if session.get_providers()[0] != provider:
         # ONNX Runtime falls back silently where the provider's libraries do not load.
         raise ConfigError(
