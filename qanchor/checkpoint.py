@@ -19,10 +19,12 @@ from qanchor import config
 from qanchor.config import Config, ProfileSchema, Scenario
 from qanchor.data.measures import num_measures
 from qanchor.data.prefix import PrefixTokens, max_prefix_len
+from qanchor.data.statistics import StatisticSpace
 from qanchor.decoder import add_lora, build_language_model
 from qanchor.encoder.event_encoder import EventEncoder, build_event_encoder
 from qanchor.encoder.hierarchical import HierarchicalEncoder
 from qanchor.errors import ConfigError
+from qanchor.statistics_head import StatisticsHead
 from qanchor.tokenization import event_cls_id
 from qanchor.towers import Head, QAnchorModel
 from qanchor.train.recipes import Recipe
@@ -47,6 +49,8 @@ class CheckpointMeta(Config, frozen=True, kw_only=True):
     scenarios: tuple[Scenario, ...]
     step: int
     """Optimizer steps taken; 0 is the untrained model."""
+    statistics: StatisticSpace | None = None
+    """Columns of the statistics loss, where it is on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,4 +225,5 @@ def _assemble(
         language_model=language_model,
         head=Head(hidden_dim, recipe.head.inner_dim, embedding_dim),
         answer_start=nn.Linear(embedding_dim, hidden_dim) if is_apart else None,
+        statistics_head=StatisticsHead(embedding_dim, meta.statistics) if meta.statistics else None,
     )

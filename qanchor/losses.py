@@ -1,5 +1,7 @@
 """The joint loss of Q-Anchor Eq. (3)-(6): contrastive with margin mask, plus next token.
 
+A third term, off by default, is in qanchor.statistics_head.
+
 Legend: Q pairs on this device, Z embedding_dim, K predicted answer tokens, V vocabulary.
 """
 
@@ -10,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qanchor.config import Config
+from qanchor.errors import ConfigError
 
 Term = Literal["anchor_semantic", "anchor_anchor", "semantic_semantic", "semantic_anchor"]
 
@@ -25,6 +28,13 @@ class LossConfig(Config, frozen=True, kw_only=True):
     """What answers are predicted from: `all` is Eq. (6), prefix and query included; `embedding` is
     the anchor embedding u alone, so that it has to carry whatever the answer says of the user. Not
     in the paper, whose decoder comes pre-trained."""
+    statistics_weight: float = 0.0
+    """Weight of the statistics loss (qanchor.statistics_head): counts, active days and recency of
+    the user's behaviour are to be told by a linear map of u, so that u keeps what no answer asks
+    for. 0, the paper's, switches it off."""
+    statistics_future_share: float = 0.2
+    """Share of the statistics loss that is about train users' futures; the rest is about the
+    history and the attributes."""
     temperature: float = 0.07
     """tau of Eq. (3)."""
     margin: float | None = 0.1
@@ -42,6 +52,15 @@ class LossConfig(Config, frozen=True, kw_only=True):
     mask: Literal["joint", "per_term"] = "joint"
     """`joint`: m_ij of Eq. (5) drops j from every term; `per_term` (authors' code): each term
     drops its own similarities above s(u_i,v_i) + margin."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.statistics_future_share <= 1:
+            raise ConfigError(
+                "loss.statistics_future_share",
+                self.statistics_future_share,
+                "must be a share, 0 to 1",
+                "e.g. 0.2",
+            )
 
 
 def contrastive_loss(

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from qanchor.encoder.event_encoder import EventEncoder
 from qanchor.encoder.hierarchical import HierarchicalEncoder
+from qanchor.statistics_head import StatisticsHead
 
 PAD_SEGMENT = -1
 
@@ -81,8 +82,8 @@ class Head(nn.Module):
 class QAnchorModel(nn.Module):
     """Event encoder, hierarchical encoder, shared decoder (a Qwen2 causal LM) and head.
 
-    `answer_start`, where answers are predicted from the embedding alone: makes the input embedding
-    they begin with. Of use in training only.
+    Of use in training only: `answer_start`, where answers are predicted from the embedding alone,
+    makes the input embedding they begin with; `statistics_head`, where behaviour statistics are.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class QAnchorModel(nn.Module):
         language_model: PreTrainedModel,
         head: Head,
         answer_start: nn.Linear | None = None,
+        statistics_head: StatisticsHead | None = None,
     ) -> None:
         super().__init__()
         self.event_encoder = event_encoder
@@ -99,6 +101,7 @@ class QAnchorModel(nn.Module):
         self.language_model = language_model
         self.head = head
         self.answer_start = answer_start
+        self.statistics_head = statistics_head
 
     @property
     def decoder(self) -> PreTrainedModel:

@@ -12,9 +12,9 @@ from qanchor.bundle.scenario_file import with_replaced
 from qanchor.checkpoint import Checkpoint
 from qanchor.config import Scenario
 from qanchor.data.dataset import Dataset
+from qanchor.data.statistics import learn_space, past_statistics
 from qanchor.eval.bootstrap import Bootstrap
 from qanchor.eval.embed import embed_corpus, encoded_corpus
-from qanchor.eval.handmade import features, learn_space
 from qanchor.eval.judge import Judged, Method, judge, probe_all
 from qanchor.eval.pooled import pooled_events
 from qanchor.eval.probe import Features, boosting_probe, linear_probe
@@ -146,7 +146,7 @@ def handmade_matrix(dataset: Dataset, users: Sequence[str]) -> Features:
     """Hand-made features [U, F]; columns are learnt from the train users among `users`."""
     by_user = {profile.user_id: profile for profile in dataset.profiles(user_ids=list(users))}
     space = learn_space([by_user[user] for user in users if dataset.split_of[user] == "train"])
-    return np.stack([features(by_user[user], space) for user in users])
+    return np.stack([past_statistics(by_user[user], space) for user in users])
 
 
 def _tuned_method(tuned: Sequence[Scenario]) -> Method:

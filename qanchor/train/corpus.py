@@ -40,6 +40,8 @@ class RenderedCorpus:
     """Tokens to keep of each distinct text."""
     measures: tuple[npt.NDArray[np.float32], ...] = ()
     """`measures[u]` [N, F]: the numbers beside a user's texts; empty where the schema has none."""
+    statistics: npt.NDArray[np.float16] | None = None
+    """Behaviour statistics of each user [U, S], where the statistics loss wants them."""
 
 
 @dataclass(frozen=True, slots=True)

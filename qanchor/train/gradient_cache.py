@@ -4,7 +4,7 @@ The contrastive loss needs all u and v at once, but its gradient with respect to
 tower. So: a pass without graph for u and v, piece by piece; the loss and its gradient by row; then
 a pass with graph, piece by piece, that carries these gradients on into the parameters. Costs one
 more forward pass. Technique: Gao et al., "Scaling Deep Contrastive Learning Batch Size under
-Memory Limited Setup" (arXiv 2101.06983); here with the next-token loss in the second pass.
+Memory Limited Setup" (arXiv 2101.06983); here with the other terms in the second pass.
 
 Legend: Q pairs of this process, Z embedding_dim.
 """
@@ -39,7 +39,7 @@ def _in_pieces(step: Step, pieces: list[Picked], *, is_masked: bool) -> StepLoss
     for piece in pieces:
         states.append(random_state(device))
         with torch.no_grad():
-            first.append(step.rows(piece, with_next_token=False))
+            first.append(step.rows(piece, with_row_losses=False))
     anchor_QZ = torch.cat([rows.anchor_QZ for rows in first]).requires_grad_()
     semantic_QZ = torch.cat([rows.semantic_QZ for rows in first]).requires_grad_()
     keys_Q = torch.cat([rows.answer_key_Q for rows in first])
@@ -48,21 +48,26 @@ def _in_pieces(step: Step, pieces: list[Picked], *, is_masked: bool) -> StepLoss
     )
     grads = _row_gradients(step.loss.contrastive_weight * contrastive, anchor_QZ, semantic_QZ)
     pairs = torch.arange(len(keys_Q)).split([len(rows.answer_key_Q) for rows in first])
-    shares = step.token_shares([rows.num_tokens for rows in first])
-    next_token = torch.zeros((), device=device)
-    for piece, state, share, pair in zip(pieces, states, shares, pairs, strict=True):
+    token_shares = step.shares([rows.num_tokens for rows in first])
+    pair_shares = step.shares([rows.num_pairs for rows in first])
+    next_token, statistics = torch.zeros(2, device=device)
+    for place, (piece, state, pair) in enumerate(zip(pieces, states, pairs, strict=True)):
         set_random_state(device, state)
         rows = step.rows(piece)
-        mean = rows.next_token * share
-        carried = step.loss.next_token_weight * mean
+        told_next = rows.next_token * token_shares[place]
+        told_statistics = rows.statistics * pair_shares[place]
+        carried = step.loss.next_token_weight * told_next
+        carried = carried + step.loss.statistics_weight * told_statistics
         if grads is not None:
             for rows_QZ, grad_QZ in zip((rows.anchor_QZ, rows.semantic_QZ), grads, strict=True):
                 carried = carried + (rows_QZ * grad_QZ[pair]).sum()
         carried.backward()
-        next_token += mean.detach()
+        next_token = next_token + told_next.detach()
+        statistics = statistics + told_statistics.detach()
     return StepLosses(
         contrastive.detach(),
         step.processes.total(next_token),
+        step.processes.total(statistics),
         anchor_JZ.detach(),
         semantic_JZ.detach(),
     )

@@ -200,6 +200,7 @@ class Trainer:
             "loss": self.step.total(losses).item(),
             "contrastive": losses.contrastive.item(),
             "next_token": losses.next_token.item(),
+            "statistics": losses.statistics.item(),
             "grad_norm": norm.item(),
         }
 
@@ -223,15 +224,15 @@ class Trainer:
         if not rows:
             return {}
         means = torch.tensor(rows).mean(dim=0).tolist()
-        return dict(
-            zip(("heldout_contrastive", "heldout_next_token", "heldout_top1"), means, strict=True)
-        )
+        names = ("contrastive", "next_token", "statistics", "top1")
+        return {f"heldout_{name}": mean for name, mean in zip(names, means, strict=True)}
 
     def _heldout_metrics(self, picked: Picked) -> list[float]:
         losses: StepLosses = self.step.losses(picked, is_masked=self._is_masked)
         best_J = (losses.anchor @ losses.semantic.T).argmax(dim=1)
         is_right_J = best_J == torch.arange(len(best_J), device=best_J.device)
-        terms = (losses.contrastive, losses.next_token, is_right_J.float().mean())
+        top1 = is_right_J.float().mean()
+        terms = (losses.contrastive, losses.next_token, losses.statistics, top1)
         return [term.item() for term in terms]
 
     def _save(self) -> None:

@@ -32,8 +32,8 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     learning_rate: float = 2e-4
     """Peak, of what AdamW moves."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """`muon` moves the matrices of projections, adapters and head by orthogonalised momentum: half
-    the steps for models trained from scratch; what is pre-trained is better left to `adamw`."""
+    """`muon` moves the matrices of projections, adapters and head by orthogonalised momentum: a
+    third of the steps for models trained from scratch; leave what is pre-trained to `adamw`."""
     matrix_learning_rate: float = 2e-3
     """Peak, of what Muon moves."""
     weight_decay: float = 0.01
@@ -122,6 +122,8 @@ def mini() -> Recipe:
             margin=None,
             drop_equal_answers=True,
             next_token_context="embedding",
+            statistics_weight=4.0,
+            statistics_future_share=0.5,
         ),
         # Three as-of days per train user: the same people, three times as much to predict.
         triples=TripleOptions(views_per_user=2, per_user_future=24, per_user_uqa=6),

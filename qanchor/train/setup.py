@@ -1,6 +1,6 @@
 """From a data set and a recipe to a step-0 checkpoint and tokenised training material."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +10,9 @@ from tokenizers import Tokenizer
 
 from qanchor.checkpoint import Checkpoint, CheckpointMeta, build_model
 from qanchor.data.dataset import Dataset
-from qanchor.data.views import stream_views
+from qanchor.data.profile import Profile
+from qanchor.data.statistics import StatisticSpace, log_statistics, training_space
+from qanchor.data.views import View, stream_views
 from qanchor.errors import ConfigError, DataError
 from qanchor.tokenization import (
     add_prefix_tokens,
@@ -50,12 +52,32 @@ def prepare(recipe: Recipe, dataset: Dataset, triples_path: Path) -> tuple[Check
     Labels are not read. Raises DataError when the triples name a user outside the train split.
     """
     texts = read_triple_texts(triples_path)
-    rendered = render_views(dataset, texts)
-    checkpoint = fresh_checkpoint(recipe, dataset, rendered.texts, (texts.queries, texts.answers))
+    space = statistic_space(recipe, dataset)
+    rendered = render_views(dataset, texts, space)
+    triple_texts = (texts.queries, texts.answers)
+    checkpoint = fresh_checkpoint(recipe, dataset, rendered.texts, triple_texts, space)
     data = material(checkpoint, rendered, texts)
-    if recipe.train.centre_users:
-        centre_adapters(checkpoint.model, data.corpus, recipe.train.centre_users, recipe.train.seed)
+    fit_to_users(checkpoint, data.corpus)
     return checkpoint, data
+
+
+def fit_to_users(checkpoint: Checkpoint, corpus: PrefixCorpus) -> None:
+    """Set what a fresh model takes from train users: adapters' norms, scales of statistics."""
+    model, train = checkpoint.model, checkpoint.meta.recipe.train
+    if train.centre_users:
+        centre_adapters(model, corpus, train.centre_users, train.seed)
+    if model.statistics_head is not None and corpus.rendered.statistics is not None:
+        model.statistics_head.set_scale(corpus.rendered.statistics)
+
+
+def statistic_space(recipe: Recipe, dataset: Dataset) -> StatisticSpace | None:
+    """Columns of the statistics loss; None where the recipe does without.
+
+    Raises ConfigError where it wants futures and the data set has none.
+    """
+    if not recipe.loss.statistics_weight:
+        return None
+    return training_space(dataset, with_future=recipe.loss.statistics_future_share > 0)
 
 
 def fresh_checkpoint(
@@ -63,6 +85,7 @@ def fresh_checkpoint(
     dataset: Dataset,
     event_texts: Sequence[str],
     triple_texts: tuple[list[str], list[str]],
+    space: StatisticSpace | None,
 ) -> Checkpoint:
     """Tokenizers, where they are learnt from these texts (queries, answers), and a fresh model."""
     queries, answers = triple_texts
@@ -76,24 +99,51 @@ def fresh_checkpoint(
         event_pad=event_pad_id(event_tokenizer),
         scenarios=dataset.scenarios,
         step=0,
+        statistics=space,
     )
     model = build_model(meta, tokenizer, event_tokenizer)
     return Checkpoint(model, meta, tokenizer, event_tokenizer)
 
 
-def render_views(dataset: Dataset, texts: TripleTexts) -> RenderedCorpus:
+def render_views(
+    dataset: Dataset, texts: TripleTexts, space: StatisticSpace | None
+) -> RenderedCorpus:
     """Render the views that have triples, `user_ids` of the result being their names.
 
-    Raises DataError when a triple is of a user outside the train split.
+    With a `space` their behaviour statistics stand beside them. Raises DataError when a triple is
+    of a user outside the train split.
     """
     shifts = texts.shifts()
     for user_id in shifts:
         if dataset.split_of.get(user_id) != "train":
             raise DataError("triples: user_id", user_id, "is no train user", "make them again")
+    views = training_views(dataset, shifts, space)
+    statistics: list[npt.NDArray[np.float16]] = []
+
+    def profiles() -> Iterator[Profile]:
+        for view, profile, numbers in views:
+            if numbers is not None:
+                statistics.append(numbers)
+            yield replace(profile, user_id=view.name)
+
+    num_views = sum(len(found) for found in shifts.values())
+    rendered = render_corpus(profiles(), dataset.schema, num_views)
+    return replace(rendered, statistics=np.stack(statistics)) if statistics else rendered
+
+
+def training_views(
+    dataset: Dataset, shifts: Mapping[str, Sequence[int]], space: StatisticSpace | None
+) -> Iterator[tuple[View, Profile, npt.NDArray[np.float16] | None]]:
+    """Yield (view, its profile, its behaviour statistics where there is a `space` for them)."""
     with_future = any(any(of_user) for of_user in shifts.values())
-    views = stream_views(dataset, shifts, with_future=with_future)
-    profiles = (replace(profile, user_id=view.name) for view, profile, _ in views)
-    return render_corpus(profiles, dataset.schema, sum(len(found) for found in shifts.values()))
+    if space is not None and space.future_days:
+        with_future = True
+    for view, profile, after in stream_views(dataset, shifts, with_future=with_future):
+        if space is None:
+            yield view, profile, None
+        else:
+            known_days = space.future_days - max(view.shift, 0)
+            yield view, profile, log_statistics(profile, after, known_days, space)
 
 
 def render_users(dataset: Dataset, user_ids: list[str]) -> RenderedCorpus:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
@@ -22,15 +23,22 @@ from qanchor import config
 from qanchor.checkpoint import Checkpoint
 from qanchor.data.dataset import Dataset
 from qanchor.data.render import RenderedProfile, render_profile
+from qanchor.data.statistics import StatisticSpace
 from qanchor.data.useru import SHIFT_COLUMN
-from qanchor.data.views import View, stream_views
+from qanchor.data.views import View
 from qanchor.data.writer import TableWriter, write_table
 from qanchor.errors import DataError
-from qanchor.train.centre import centre_adapters
 from qanchor.train.corpus import RenderedCorpus, collect_rendered
 from qanchor.train.event_vectors import with_event_vectors
 from qanchor.train.recipes import Recipe, TrainConfig
-from qanchor.train.setup import draw_heldout, fresh_checkpoint, tokenized
+from qanchor.train.setup import (
+    draw_heldout,
+    fit_to_users,
+    fresh_checkpoint,
+    statistic_space,
+    tokenized,
+    training_views,
+)
 from qanchor.train.shards import (
     HELDOUT,
     INDEX_FILE,
@@ -54,6 +62,7 @@ RAW_USERS = pa.schema(
         (SHIFT_COLUMN, pa.int16()),
         ("texts", pa.list_(pa.list_(pa.string()))),
         ("measures", pa.list_(pa.list_(pa.list_(pa.float64())))),
+        ("statistics", pa.list_(pa.float32())),
     ]
 )
 RAW_TRIPLES = pa.schema(
@@ -71,16 +80,15 @@ def prepare_shards(
 
     Labels are not read. Raises DataError when the triples name a user outside the train split.
     """
-    raw = _deal_out(recipe.train, dataset, triples_path, directory)
+    space = statistic_space(recipe, dataset)
+    raw = _deal_out(recipe.train, dataset, triples_path, directory, space)
     first = directory / raw[0]
     triples = pq.read_table(first / RAW_TRIPLES_FILE, columns=["query", "answer"])
     queries, answers = (column.to_pylist() for column in triples.columns)
     texts = _rendered(first, dataset).texts
-    checkpoint = fresh_checkpoint(recipe, dataset, texts, (queries, answers))
+    checkpoint = fresh_checkpoint(recipe, dataset, texts, (queries, answers), space)
     _finish(checkpoint, dataset, directory, raw)
-    if recipe.train.centre_users:
-        corpus = read_shard(first, checkpoint.meta).corpus
-        centre_adapters(checkpoint.model, corpus, recipe.train.centre_users, recipe.train.seed)
+    fit_to_users(checkpoint, read_shard(first, checkpoint.meta).corpus)
     return checkpoint
 
 
@@ -88,12 +96,17 @@ def shards_again(
     checkpoint: Checkpoint, dataset: Dataset, triples_path: Path, directory: Path
 ) -> None:
     """The same shards for a run whose tokenizers exist, where their directory was lost."""
-    raw = _deal_out(checkpoint.meta.recipe.train, dataset, triples_path, directory)
+    meta = checkpoint.meta
+    raw = _deal_out(meta.recipe.train, dataset, triples_path, directory, meta.statistics)
     _finish(checkpoint, dataset, directory, raw)
 
 
 def _deal_out(
-    train: TrainConfig, dataset: Dataset, triples_path: Path, directory: Path
+    train: TrainConfig,
+    dataset: Dataset,
+    triples_path: Path,
+    directory: Path,
+    space: StatisticSpace | None,
 ) -> list[str]:
     """Raw files of every shard; returns the shards' names, held-out users last if there are any."""
     shutil.rmtree(directory, ignore_errors=True)
@@ -102,10 +115,12 @@ def _deal_out(
     names = list(dict.fromkeys(sorted(shard_of.values())))
     for name in names:
         (directory / name).mkdir(parents=True)
-    with_future = any(any(of_user) for of_user in shifts.values())
-    views = stream_views(dataset, shifts, with_future=with_future)
+    views = training_views(dataset, shifts, space)
     bar = tqdm(views, total=sum(map(len, shifts.values())), desc="rendering", unit="view")
-    users = (_raw_user(view, render_profile(profile, dataset.schema)) for view, profile, _ in bar)
+    users = (
+        _raw_user(view, render_profile(profile, dataset.schema), numbers)
+        for view, profile, numbers in bar
+    )
     _route(users, shard_of, RAW_USERS, {name: directory / name / RAW_USERS_FILE for name in names})
     triples = tqdm(_triple_rows(triples_path), desc="dealing out triples", unit="triple")
     files = {name: directory / name / RAW_TRIPLES_FILE for name in names}
@@ -113,12 +128,15 @@ def _deal_out(
     return names
 
 
-def _raw_user(view: View, rendered: RenderedProfile) -> dict[str, Any]:
+def _raw_user(
+    view: View, rendered: RenderedProfile, statistics: npt.NDArray[np.float16] | None
+) -> dict[str, Any]:
     return {
         "user_id": view.user_id,
         SHIFT_COLUMN: view.shift,
         "texts": [list(texts) for texts in rendered.texts],
         "measures": [[list(row) for row in rows] for rows in rendered.measures],
+        "statistics": None if statistics is None else statistics.astype(np.float32),
     }
 
 
@@ -218,6 +236,9 @@ def _finish(checkpoint: Checkpoint, dataset: Dataset, directory: Path, names: li
         if rendered.measures:
             flat = [numbers.ravel() for numbers in rendered.measures]
             users["measures"] = pa.array(flat, pa.list_(pa.float32()))
+        if checkpoint.meta.statistics is not None:
+            raw_users = pq.read_table(shard / RAW_USERS_FILE, columns=["statistics"])
+            users["statistics"] = raw_users["statistics"]
         write_table(pa.table(users), shard / USERS_FILE)
         tokens = pa.LargeListArray.from_arrays(corpus.text_offsets, corpus.text_tokens)
         write_table(pa.table({"tokens": tokens}), shard / TEXTS_FILE)

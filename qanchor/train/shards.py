@@ -3,7 +3,8 @@
 A shard directory holds some thousand users, drawn at random, tokenised once:
 
     index.json                 ShardIndex; written last: without it the directory is unfinished
-    00000/users.parquet        user_id (name of the view), num_events, rows (into texts), measures
+    00000/users.parquet        user_id (name of the view), num_events, rows (into texts), measures,
+                               statistics
     00000/texts.parquet        token ids of each distinct event text of the shard
     00000/phrases.parquet      token ids of each distinct query and answer of the shard
     00000/triples.parquet      user (row), topic, query, answer (rows of phrases); by user
@@ -91,6 +92,7 @@ def read_shard(directory: Path, meta: CheckpointMeta) -> Shard:
             texts=(),
             text_limits=np.zeros(0, dtype=np.int32),
             measures=_measures(users),
+            statistics=_statistics(users),
         ),
         tokens=meta.tokens,
         event_pad=meta.event_pad,
@@ -232,6 +234,15 @@ def _measures(users: pa.Table) -> tuple[npt.NDArray[np.float32], ...]:
     lists = users["measures"].cast(pa.large_list(pa.float32())).combine_chunks()
     flat = np.split(lists.values.to_numpy(), lists.offsets.to_numpy()[1:-1])
     return tuple(numbers.reshape(-1, NUM_MEASURES) for numbers in flat)
+
+
+def _statistics(users: pa.Table) -> npt.NDArray[np.float16] | None:
+    """Behaviour statistics [U, S]; None where the recipe does without."""
+    if "statistics" not in users.column_names:
+        return None
+    flat = users["statistics"].combine_chunks().flatten().to_numpy()
+    rows_US: npt.NDArray[np.float16] = flat.reshape(len(users), -1).astype(np.float16)
+    return rows_US
 
 
 def _read_triples(directory: Path, num_users: int) -> UserTriples:

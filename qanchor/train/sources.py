@@ -36,7 +36,8 @@ def sources_again(
     if recipe.train.shard_users:
         return in_shards(checkpoint, run_dir)
     texts = read_triple_texts(triples_path)
-    return in_memory(recipe, material(checkpoint, render_views(dataset, texts), texts))
+    rendered = render_views(dataset, texts, checkpoint.meta.statistics)
+    return in_memory(recipe, material(checkpoint, rendered, texts))
 
 
 def mend_shards(

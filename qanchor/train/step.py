@@ -28,6 +28,7 @@ class StepLosses:
 
     contrastive: Tensor
     next_token: Tensor
+    statistics: Tensor
     anchor: Tensor
     semantic: Tensor
 
@@ -37,8 +38,8 @@ class TowerRows:
     """What one piece contributes, on the model's device.
 
     `anchor_QZ`, `semantic_QZ`: float32 unit vectors. `answer_key_Q`: int64, equal exactly where
-    answers are. `next_token`: mean over the piece's answer tokens, `num_tokens` of them (float32
-    scalars).
+    answers are. Float32 scalars: `next_token`, the mean over the piece's answer tokens,
+    `num_tokens` of them; `statistics`, the mean over its pairs.
     """
 
     anchor_QZ: Tensor
@@ -46,6 +47,12 @@ class TowerRows:
     answer_key_Q: Tensor
     next_token: Tensor
     num_tokens: Tensor
+    statistics: Tensor
+
+    @property
+    def num_pairs(self) -> Tensor:
+        """Q, a float32 scalar."""
+        return self.num_tokens.new_tensor(len(self.anchor_QZ))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +74,14 @@ class Step:
         return (
             self.loss.contrastive_weight * losses.contrastive
             + self.loss.next_token_weight * losses.next_token
+            + self.loss.statistics_weight * losses.statistics
         )
 
-    def rows(self, piece: Picked, *, with_next_token: bool = True) -> TowerRows:
+    def rows(self, piece: Picked, *, with_row_losses: bool = True) -> TowerRows:
         """Both towers on a piece, under autocast if the recipe says so.
 
-        `with_next_token=False` leaves out the vocabulary projection; `next_token` is then 0.
+        `with_row_losses=False` leaves out what needs no other piece: `next_token` (with the
+        vocabulary projection) and `statistics` are then 0.
         """
         device = self.model.head.up.weight.device
         # One context per pass: the weights it casts are kept for it alone, with or without graph.
@@ -85,15 +94,27 @@ class Step:
             anchor_QZ, states_BSD = self.model.anchor(batch)
             semantic_QZ = self.model.semantic(answers_QA, answer_len_Q)
             next_token = anchor_QZ.new_zeros(())
-            if with_next_token and self.loss.next_token_weight:
+            if with_row_losses and self.loss.next_token_weight:
                 logits_KV, labels_K = (
                     self.model.logits_from_embedding(anchor_QZ, answers_QA, answer_len_Q)
                     if self._answers_apart
                     else self.model.answer_logits(states_BSD, batch.labels_BS)
                 )
                 next_token = next_token_loss(logits_KV, labels_K)
+            statistics = anchor_QZ.new_zeros(())
+            if with_row_losses and self.loss.statistics_weight:
+                statistics = self._statistics(piece, anchor_QZ)
         keys_Q = answer_keys(flat).to(device)
-        return TowerRows(anchor_QZ, semantic_QZ, keys_Q, next_token, num_tokens.to(device))
+        num_tokens = num_tokens.to(device)
+        return TowerRows(anchor_QZ, semantic_QZ, keys_Q, next_token, num_tokens, statistics)
+
+    def _statistics(self, piece: Picked, anchor_QZ: Tensor) -> Tensor:
+        head, known_US = self.model.statistics_head, piece.corpus.rendered.statistics
+        assert head is not None, "This is a bug: the recipe wants statistics."
+        assert known_US is not None, "This is a bug: the recipe wants statistics."
+        of_pair_Q = np.repeat(piece.users, [len(of_user) for of_user in piece.segments])
+        wanted_QS = torch.from_numpy(known_US[of_pair_Q]).to(anchor_QZ.device)
+        return head.loss(anchor_QZ, wanted_QS, self.loss.statistics_future_share)
 
     @property
     def _answers_apart(self) -> bool:
@@ -123,10 +144,13 @@ class Step:
         )
         return contrastive, anchor_JZ, semantic_JZ
 
-    def token_shares(self, num_tokens: Sequence[Tensor]) -> list[Tensor]:
-        """Weight of each piece's mean, so that their sum over pieces and processes is the mean."""
-        everywhere = self.processes.total(torch.stack(list(num_tokens)).sum()).clamp(min=1)
-        return [here / everywhere for here in num_tokens]
+    def shares(self, counts: Sequence[Tensor]) -> list[Tensor]:
+        """Weight of each piece's mean over `counts` rows or tokens.
+
+        So weighted, the sum over pieces and processes is the mean over all.
+        """
+        everywhere = self.processes.total(torch.stack(list(counts)).sum()).clamp(min=1)
+        return [here / everywhere for here in counts]
 
     def pieces(self, picked: Picked) -> list[Picked]:
         """This process's share of a global batch, in pieces of `users_per_piece` users."""
@@ -135,16 +159,25 @@ class Step:
 
     def joined(self, rows: Sequence[TowerRows], is_masked: bool) -> StepLosses:
         """Losses over the given pieces of every process."""
-        shares = self.token_shares([piece.num_tokens for piece in rows])
-        means = [piece.next_token * share for piece, share in zip(rows, shares, strict=True)]
-        next_token = self.processes.total(torch.stack(means).sum())
+        next_token = self._mean(
+            [piece.next_token for piece in rows], [piece.num_tokens for piece in rows]
+        )
+        statistics = self._mean(
+            [piece.statistics for piece in rows], [piece.num_pairs for piece in rows]
+        )
         contrastive, anchor_JZ, semantic_JZ = self.contrastive(
             torch.cat([piece.anchor_QZ for piece in rows]),
             torch.cat([piece.semantic_QZ for piece in rows]),
             torch.cat([piece.answer_key_Q for piece in rows]),
             is_masked=is_masked,
         )
-        return StepLosses(contrastive, next_token, anchor_JZ, semantic_JZ)
+        return StepLosses(contrastive, next_token, statistics, anchor_JZ, semantic_JZ)
+
+    def _mean(self, means: Sequence[Tensor], counts: Sequence[Tensor]) -> Tensor:
+        """The mean over all pieces of every process, from each piece's."""
+        shares = self.shares(counts)
+        weighted = [mean * share for mean, share in zip(means, shares, strict=True)]
+        return self.processes.total(torch.stack(weighted).sum())
 
 
 def answer_keys(segments: Sequence[Segment]) -> Tensor:

@@ -62,7 +62,7 @@ def uneven_batch(directory: Path) -> Picked:
     checkpoint = load_checkpoint(directory / "start")
     dataset = open_dataset(directory / "data")
     texts = read_triple_texts(directory / "triples.parquet")
-    data = material(checkpoint, render_views(dataset, texts), texts)
+    data = material(checkpoint, render_views(dataset, texts, checkpoint.meta.statistics), texts)
     picked = batch_source(checkpoint.meta.recipe, data.corpus, data.training).batch(0)
     return Picked(picked.corpus, picked.users, [picked.segments[0][1:], *picked.segments[1:]])
 

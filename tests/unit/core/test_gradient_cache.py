@@ -2,17 +2,21 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from qanchor.checkpoint import Checkpoint, build_model
 from qanchor.config import override
+from qanchor.data.profile import Profile
+from qanchor.data.statistics import learn_space, log_statistics
 from qanchor.decoder import LoraConfig
 from qanchor.losses import LossConfig
+from qanchor.statistics_head import StatisticsHead
 from qanchor.towers import QAnchorModel
 from qanchor.train.batches import Segment
 from qanchor.train.corpus import PrefixCorpus
@@ -92,6 +96,32 @@ def test_pieces_have_the_gradients_of_the_whole(
         torch.testing.assert_close(getattr(pieces, term), getattr(whole, term))
 
 
+def test_statistics_in_pieces(
+    checkpoint: Checkpoint, picked: Picked, profiles: list[Profile]
+) -> None:
+    """Users are asked one question or two, and of some less is known of the future."""
+    space = learn_space(profiles, future_days=30)
+    rows = [
+        log_statistics(profile, profile.events[:2], 30 - 5 * number, space)
+        for number, profile in enumerate(profiles[:6])
+    ]
+    rendered = replace(picked.corpus.rendered, statistics=np.stack([*rows, *rows]))
+    picked = replace(picked, corpus=replace(picked.corpus, rendered=rendered))
+    model = checkpoint.model
+    model.statistics_head = StatisticsHead(checkpoint.meta.recipe.head.embedding_dim, space)
+    model.statistics_head.set_scale(np.stack(rows))
+    loss = LossConfig(statistics_weight=2.0, statistics_future_share=0.3)
+    whole, expected = gradients(Step(model=model, loss=loss), picked)
+    pieces, found = gradients(Step(model=model, loss=loss, users_per_piece=3), picked)
+    assert whole.statistics > 0
+    torch.testing.assert_close(pieces.statistics, whole.statistics)
+    assert_close(found, expected, 1e-5)
+    assert "statistics_head.linear.weight" in expected
+    without = msgspec.structs.replace(loss, statistics_weight=0.0)
+    _, fewer = gradients(Step(model=model, loss=without), picked)
+    assert not torch.equal(fewer["head.down.weight"], expected["head.down.weight"])
+
+
 @pytest.mark.parametrize("off", ["contrastive_weight", "next_token_weight"])
 def test_each_term_alone(checkpoint: Checkpoint, picked: Picked, off: str) -> None:
     loss = msgspec.structs.replace(LOSS, **{off: 0.0})
@@ -117,9 +147,9 @@ class RecordingStep(Step):
     seen: list[Tensor] = field(default_factory=list)
     num_users: list[int] = field(default_factory=list)
 
-    def rows(self, piece: Picked, *, with_next_token: bool = True) -> TowerRows:
+    def rows(self, piece: Picked, *, with_row_losses: bool = True) -> TowerRows:
         # Not super(): a dataclass with slots is another class than the one `super()` knows.
-        rows = Step.rows(self, piece, with_next_token=with_next_token)
+        rows = Step.rows(self, piece, with_row_losses=with_row_losses)
         self.seen.append(torch.cat([rows.anchor_QZ, rows.semantic_QZ]).detach())
         self.num_users.append(len(piece.users))
         return rows

@@ -121,7 +121,7 @@ def test_a_batch_of_a_shard_is_that_of_memory(made: tuple[Checkpoint, Path], wal
     checkpoint, _ = made
     dataset = open_dataset(wallet / "data")
     texts = read_triple_texts(wallet / "triples.parquet")
-    rendered = render_views(dataset, texts)
+    rendered = render_views(dataset, texts, checkpoint.meta.statistics)
     data = material(checkpoint, rendered, texts)
     row_of = {user_id: row for row, user_id in enumerate(rendered.user_ids)}
     known = {
@@ -141,6 +141,10 @@ def test_a_batch_of_a_shard_is_that_of_memory(made: tuple[Checkpoint, Path], wal
             "prefix_token_ids_BP", "adapter_BP", "measures_BPF", "suffix_token_ids_BS", "labels_BS",
         ):  # fmt: skip
             assert getattr(mine, name).equal(getattr(theirs, name)), name
+        of_shard, of_memory = picked.corpus.rendered.statistics, rendered.statistics
+        assert of_shard is not None
+        assert of_memory is not None
+        np.testing.assert_array_equal(of_shard[picked.users], of_memory[users])
         is_event_BP = mine.adapter_BP >= ADAPTER_FIRST_EVENT
         # Padding shifts a float32 sum by its last bit: shards encode texts in other company.
         assert mine.event_vectors_NE is not None

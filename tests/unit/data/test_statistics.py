@@ -1,0 +1,84 @@
+"""Behaviour statistics: what came after the as-of moment, and what is not known of it.
+
+The columns of the past are tested beside the probes of evaluation, whose baseline they are.
+"""
+
+import math
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from qanchor.config import save
+from qanchor.data.dataset import open_dataset
+from qanchor.data.profile import DAY_SECONDS, Event, Profile
+from qanchor.data.statistics import (
+    StatisticSpace,
+    future_statistics,
+    learn_space,
+    log_statistics,
+    past_statistics,
+    training_space,
+)
+from qanchor.errors import ConfigError
+
+AS_OF_S = 50 * DAY_SECONDS
+
+
+def _event(day: int, event_type: str = "open", value: float | None = None) -> Event:
+    time_s = AS_OF_S + day * DAY_SECONDS
+    return Event(time_s=time_s, modality="app", event_type=event_type, text="", value=value)
+
+
+def _space(future_days: int) -> StatisticSpace:
+    history = Profile(user_id="a", as_of_s=AS_OF_S, events=(_event(-3), _event(-4, "buy")))
+    return learn_space([history], future_days)
+
+
+def test_a_future_has_first_day_counts_sums_and_active_days() -> None:
+    after = [_event(20), _event(9, "buy", 4.0), _event(9, "buy", 2.0), _event(3, "buy", 1.0)]
+    row = future_statistics(after, AS_OF_S, 30, _space(30)).tolist()
+    whole, buy, opened = row[:10], row[10:20], row[20:]
+    assert buy == [3, 1, 1, 1, 3, 7, 2, 3, 7, 2]
+    assert opened == [20, 0, 0, 0, 0, 0, 0, 1, 0, 1]
+    assert whole == [3, 1, 1, 1, 3, 7, 2, 4, 7, 3]
+
+
+def test_what_lies_beyond_the_record_is_unknown_and_not_nothing() -> None:
+    row = future_statistics([_event(10, "buy")], AS_OF_S, 14, _space(30)).tolist()
+    buy, opened = row[10:20], row[20:]
+    assert buy[:7] == [10, 0, 0, 0, 1, 0, 1]
+    assert all(map(math.isnan, buy[7:]))
+    assert math.isnan(opened[0]), "it may still come within the days that count"
+    assert opened[1:7] == [0] * 6
+    # Thirty days without one say enough.
+    assert future_statistics([], AS_OF_S, 30, _space(30))[0] == 30
+
+
+def test_a_row_holds_the_columns_its_space_counts(write_tiny: Any) -> None:
+    dataset = open_dataset(write_tiny())
+    space = training_space(dataset, with_future=False)
+    profile = next(dataset.profiles(user_ids=dataset.user_ids("train")))
+    assert len(past_statistics(profile, space)) == space.num_past
+    assert len(log_statistics(profile, (), 0, space)) == space.num_past
+    assert space.num_future == 0
+    for future_days in (7, 60):
+        row = future_statistics([], AS_OF_S, future_days, _space(future_days))
+        assert len(row) == _space(future_days).num_future > 0
+    logs = log_statistics(profile, (), 0, space)
+    np.testing.assert_allclose(np.expm1(logs[0].astype(float)), row_of(profile, space), rtol=1e-2)
+
+
+def row_of(profile: Profile, space: StatisticSpace) -> float:
+    """The first column."""
+    return float(past_statistics(profile, space)[0])
+
+
+def test_futures_need_a_record_of_them(write_tiny: Any) -> None:
+    directory = write_tiny()
+    short = msgspec.structs.replace(open_dataset(directory).config, future_days=3)
+    save(short, directory / "schema.json")
+    dataset = open_dataset(directory)
+    with pytest.raises(ConfigError, match="statistics_future_share"):
+        training_space(dataset, with_future=True)
