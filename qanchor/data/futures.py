@@ -66,7 +66,8 @@ def answer_futures(
 
     Wide questions (what will happen, what changes) and narrow ones (whether, how often, when, more
     or less than before, how high) about everything, each modality and each topic that asks for a
-    habit: together they cover what may be asked of a user's future.
+    habit: together they cover what may be asked of a user's future. Of some, yes means more
+    activity, of others less, so that yes has to be read with its question.
     """
     horizons = [days for days in HORIZONS_DAYS if days <= future.num_days] or [future.num_days]
     modalities = sorted({modality for modality, _ in (*history.by_category, *future.by_category)})
@@ -86,6 +87,8 @@ def answer_futures(
         for kind, spans in (
             ("frequency", horizons),
             ("trend", horizons[:2]),
+            ("stop", horizons[:2]),
+            ("fall", horizons[:2]),
             ("next", horizons[-1:]),
             ("value", horizons[-1:] if subject.name in pool.words.values else []),
         )
@@ -165,12 +168,30 @@ def _frequency(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
     return f"yes, {frequency_word(days, span)}: {days} of {span} days."
 
 
+def _stop(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
+    """Whether it does not happen at all."""
+    days, span = len(subject.days(user.future, pool)), user.future.num_days
+    if not days:
+        return f"yes, never in {span} days."
+    return f"no, {frequency_word(days, span)}: {days} of {span} days."
+
+
+def _fall(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
+    """Whether it comes to less than half of an equally long stretch of history."""
+    before, now = _before_and_now(user, pool, subject)
+    return f"{'yes' if 2 * now < before else 'no'}: {now} after {before}."
+
+
 def _trend(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
     """Set against an equally long stretch of history."""
-    span = user.future.num_days
-    before = len(subject.days(user.history.between(-span, -1), pool))
-    now = len(subject.days(user.future, pool))
+    before, now = _before_and_now(user, pool, subject)
     return f"it {trend_word(now, before)}: {now} after {before}."
+
+
+def _before_and_now(user: FutureUser, pool: TopicPool, subject: Subject) -> tuple[int, int]:
+    """Active days in the last of the history, as long a stretch as what comes, and in that."""
+    before = subject.days(user.history.between(-user.future.num_days, -1), pool)
+    return len(before), len(subject.days(user.future, pool))
 
 
 def _next(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
@@ -266,6 +287,8 @@ _ANSWERS: Mapping[str, Callable[[FutureUser, TopicPool, Subject], str]] = {
     "novelty": _novelty,
     "detail": _detail,
     "frequency": _frequency,
+    "stop": _stop,
+    "fall": _fall,
     "trend": _trend,
     "next": _next,
     "value": _value,

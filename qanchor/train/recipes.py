@@ -130,7 +130,7 @@ def mini() -> Recipe:
         train=TrainConfig(
             optimizer="muon",
             learning_rate=1e-3,
-            steps=1900,
+            steps=3800,
             users_per_batch=32,
             queries_per_user=6,
             warmup_steps=100,

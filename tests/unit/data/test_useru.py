@@ -147,6 +147,12 @@ def test_a_future_answer_tells_days_categories_and_change(write_tiny: Any) -> No
         "future_frequency_overall_14d": "Yes, often: 4 of 14 days.",
         "future_frequency_visit_14d": "Yes, often: 3 of 14 days.",
         "future_frequency_order_14d": "Yes, rarely: 1 of 14 days.",
+        "future_stop_overall_14d": "No, often: 4 of 14 days.",
+        "future_stop_visit_14d": "No, often: 3 of 14 days.",
+        "future_stop_order_14d": "No, rarely: 1 of 14 days.",
+        "future_fall_overall_14d": "Yes: 4 after 14.",
+        "future_fall_visit_14d": "Yes: 3 after 14.",
+        "future_fall_order_14d": "No: 1 after 0.",
         "future_trend_overall_14d": "It falls sharply: 4 after 14.",
         "future_trend_visit_14d": "It falls sharply: 3 after 14.",
         "future_trend_order_14d": "It begins: 1 after 0.",
@@ -165,8 +171,11 @@ def test_an_empty_future_says_so(write_tiny: Any) -> None:
     assert asked["future_frequency_visit_14d"] == "No, never in 14 days."
     assert asked["future_next_visit_14d"] == "Not in 14 days."
     assert asked["future_trend_visit_14d"] == "It stops: 0 after 1."
-    wide = [answer for topic, answer in asked.items() if topic.split("_")[1] not in ("trend",)]
-    assert all("no" in answer.lower() for answer in wide)
+    assert asked["future_stop_visit_14d"] == "Yes, never in 14 days."
+    assert asked["future_fall_visit_14d"] == "Yes: 0 after 1."
+    turned = ("trend", "stop", "fall")
+    others = [answer for topic, answer in asked.items() if topic.split("_")[1] not in turned]
+    assert all("no" in answer.lower() for answer in others)
 
 
 @pytest.mark.parametrize(
