@@ -1,6 +1,6 @@
 """The joint loss of Q-Anchor Eq. (3)-(6): contrastive with margin mask, plus next token.
 
-A third term, off by default, is in qanchor.statistics_head.
+Two further terms, off by default, are in qanchor.statistics_head and qanchor.train.yes_no.
 
 Legend: Q pairs on this device, Z embedding_dim, K predicted answer tokens, V vocabulary.
 """
@@ -35,8 +35,12 @@ class LossConfig(Config, frozen=True, kw_only=True):
     statistics_future_share: float = 0.2
     """Share of the statistics loss that is about train users' futures; the rest is about the
     history and the attributes."""
+    yes_no_weight: float = 0.0
+    """Weight of the yes/no loss (qanchor.train.yes_no): answers that begin with yes or no say which
+    way u is to point, so that a scenario given as a question alone can be scored. 0, the paper's,
+    switches it off."""
     temperature: float = 0.07
-    """tau of Eq. (3)."""
+    """tau of Eq. (3), and of the yes/no loss."""
     margin: float | None = 0.1
     """c_margin of the false-negative mask, Eq. (5); null switches the mask off."""
     mask_from_step: int = 0

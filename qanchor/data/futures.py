@@ -5,8 +5,9 @@ that is frequent and diverse is taken and verbalised. A fixed set of template qu
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 from qanchor.data.activity import (
@@ -32,6 +33,10 @@ _WIDE = ("outlook", "change", "novelty")
 _WIDE_SHARE = 0.25
 """Of the questions; their answers are long, those of narrow ones a few words."""
 _SOON_DAYS = (1, 3, 7, 14, 30)
+_COUNTS = (1, 2, 3, 5, 8, 12, 20)
+"""Active days that `at_least` asks for."""
+_OFTEN_SHARE = 0.2
+"""Of the days: active on so many or more is often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +69,10 @@ def answer_futures(
 ) -> list[Answered]:
     """Answer up to `num_answers` different questions about what comes, each over some horizon.
 
-    Wide questions (what will happen, what changes) and narrow ones (whether, how often, when, more
-    or less than before, how high) about everything, each modality and each topic that asks for a
-    habit: together they cover what may be asked of a user's future. Of some, yes means more
-    activity, of others less, so that yes has to be read with its question.
+    Wide questions (what will happen, what changes) and narrow ones (whether, how often, on so many
+    days or more, when, more or less than before, how high) about everything, each modality and
+    each topic that asks for a habit: together they cover what may be asked of a user's future. Of
+    some, yes means more activity, of others less, so that yes has to be read with its question.
     """
     horizons = [days for days in HORIZONS_DAYS if days <= future.num_days] or [future.num_days]
     modalities = sorted({modality for modality, _ in (*history.by_category, *future.by_category)})
@@ -86,6 +91,8 @@ def answer_futures(
         for subject in subjects
         for kind, spans in (
             ("frequency", horizons),
+            ("often", horizons[:2]),
+            ("at_least", horizons[:2]),
             ("trend", horizons[:2]),
             ("stop", horizons[:2]),
             ("fall", horizons[:2]),
@@ -101,10 +108,13 @@ def answer_futures(
     answered = []
     for kind, subject, days in questions:
         user = FutureUser(history=history, future=future.between(0, days - 1))
+        count = rng.choice([count for count in _COUNTS if count <= days])
         query = rng.choice(pool.futures[kind]).format(
-            subject=pool.words.subject, about=subject.about, days=days
+            subject=pool.words.subject, about=subject.about, days=days, count=count
         )
-        answer = _ANSWERS[kind](user, pool, subject)
+        answer = (_ANSWERS | {"at_least": partial(_at_least, count=count)})[kind](
+            user, pool, subject
+        )
         topic = f"future_{kind}_{subject.name}_{days}d"
         answered.append(Answered(topic, capitalised(query), capitalised(answer)))
     return answered
@@ -166,6 +176,18 @@ def _frequency(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
     if not days:
         return f"no, never in {span} days."
     return f"yes, {frequency_word(days, span)}: {days} of {span} days."
+
+
+def _often(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
+    """Whether it is a habit."""
+    days, span = len(subject.days(user.future, pool)), user.future.num_days
+    return f"{'yes' if days >= _OFTEN_SHARE * span else 'no'}: {days} of {span} days."
+
+
+def _at_least(user: FutureUser, pool: TopicPool, subject: Subject, *, count: int) -> str:
+    """Whether it happens on `count` days or more."""
+    days, span = len(subject.days(user.future, pool)), user.future.num_days
+    return f"{'yes' if days >= count else 'no'}: {days} of {span} days."
 
 
 def _stop(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
@@ -281,12 +303,13 @@ def _detail(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
     return f"{'. '.join(capitalised(sentence) for sentence in sentences)}."
 
 
-_ANSWERS: Mapping[str, Callable[[FutureUser, TopicPool, Subject], str]] = {
+_ANSWERS: dict[str, Callable[[FutureUser, TopicPool, Subject], str]] = {
     "outlook": _outlook,
     "change": _change,
     "novelty": _novelty,
     "detail": _detail,
     "frequency": _frequency,
+    "often": _often,
     "stop": _stop,
     "fall": _fall,
     "trend": _trend,

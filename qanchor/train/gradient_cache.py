@@ -6,7 +6,7 @@ a pass with graph, piece by piece, that carries these gradients on into the para
 more forward pass. Technique: Gao et al., "Scaling Deep Contrastive Learning Batch Size under
 Memory Limited Setup" (arXiv 2101.06983); here with the other terms in the second pass.
 
-Legend: Q pairs of this process, Z embedding_dim.
+Legend: Q pairs of this process, Z embedding_dim, T row terms.
 """
 
 import torch
@@ -48,26 +48,21 @@ def _in_pieces(step: Step, pieces: list[Picked], *, is_masked: bool) -> StepLoss
     )
     grads = _row_gradients(step.loss.contrastive_weight * contrastive, anchor_QZ, semantic_QZ)
     pairs = torch.arange(len(keys_Q)).split([len(rows.answer_key_Q) for rows in first])
-    token_shares = step.shares([rows.num_tokens for rows in first])
-    pair_shares = step.shares([rows.num_pairs for rows in first])
-    next_token, statistics = torch.zeros(2, device=device)
-    for place, (piece, state, pair) in enumerate(zip(pieces, states, pairs, strict=True)):
+    row_losses_T = torch.zeros_like(first[0].row_losses_T)
+    work = zip(pieces, states, pairs, step.shares(first), strict=True)
+    for piece, state, pair, share_T in work:
         set_random_state(device, state)
         rows = step.rows(piece)
-        told_next = rows.next_token * token_shares[place]
-        told_statistics = rows.statistics * pair_shares[place]
-        carried = step.loss.next_token_weight * told_next
-        carried = carried + step.loss.statistics_weight * told_statistics
+        told_T = rows.row_losses_T * share_T
+        carried = step.weighted(told_T)
         if grads is not None:
             for rows_QZ, grad_QZ in zip((rows.anchor_QZ, rows.semantic_QZ), grads, strict=True):
                 carried = carried + (rows_QZ * grad_QZ[pair]).sum()
         carried.backward()
-        next_token = next_token + told_next.detach()
-        statistics = statistics + told_statistics.detach()
+        row_losses_T = row_losses_T + told_T.detach()
     return StepLosses(
         contrastive.detach(),
-        step.processes.total(next_token),
-        step.processes.total(statistics),
+        step.processes.total(row_losses_T),
         anchor_JZ.detach(),
         semantic_JZ.detach(),
     )

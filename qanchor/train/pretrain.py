@@ -41,6 +41,7 @@ from qanchor.train.scalars import Scalars
 from qanchor.train.source import BatchSource, Picked, Sources
 from qanchor.train.sources import fresh_sources, mend_shards, sources_again
 from qanchor.train.step import Step, StepLosses
+from qanchor.train.yes_no import yes_no_of
 
 __all__ = ["LATEST", "METRICS_FILE", "UNTRAINED", "Trainer", "pretrain", "resume"]
 
@@ -129,6 +130,7 @@ class Trainer:
             dtype=train.dtype,
             users_per_piece=train.users_per_piece,
             processes=processes,
+            yes_no=yes_no_of(checkpoint),
         )
         self.optimizers = build_optimizers(self.placement.model, train)
 
@@ -198,9 +200,7 @@ class Trainer:
             optimizer.step()
         return {
             "loss": self.step.total(losses).item(),
-            "contrastive": losses.contrastive.item(),
-            "next_token": losses.next_token.item(),
-            "statistics": losses.statistics.item(),
+            **losses.by_name(),
             "grad_norm": norm.item(),
         }
 
@@ -223,17 +223,16 @@ class Trainer:
                 rows.append(self._heldout_metrics(picked.part(range(num_users))))
         if not rows:
             return {}
-        means = torch.tensor(rows).mean(dim=0).tolist()
-        names = ("contrastive", "next_token", "statistics", "top1")
-        return {f"heldout_{name}": mean for name, mean in zip(names, means, strict=True)}
+        return {
+            f"heldout_{name}": float(np.mean([of_batch[name] for of_batch in rows]))
+            for name in rows[0]
+        }
 
-    def _heldout_metrics(self, picked: Picked) -> list[float]:
+    def _heldout_metrics(self, picked: Picked) -> dict[str, float]:
         losses: StepLosses = self.step.losses(picked, is_masked=self._is_masked)
         best_J = (losses.anchor @ losses.semantic.T).argmax(dim=1)
         is_right_J = best_J == torch.arange(len(best_J), device=best_J.device)
-        top1 = is_right_J.float().mean()
-        terms = (losses.contrastive, losses.next_token, losses.statistics, top1)
-        return [term.item() for term in terms]
+        return losses.by_name() | {"top1": is_right_J.float().mean().item()}
 
     def _save(self) -> None:
         self.checkpoint = at_step(self.checkpoint, self.number)

@@ -124,6 +124,7 @@ def mini() -> Recipe:
             next_token_context="embedding",
             statistics_weight=4.0,
             statistics_future_share=0.5,
+            yes_no_weight=0.5,
         ),
         # Three as-of days per train user: the same people, three times as much to predict.
         triples=TripleOptions(views_per_user=2, per_user_future=24, per_user_uqa=6),

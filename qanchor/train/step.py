@@ -3,7 +3,7 @@
 The batch may lie on several processes (qanchor.train.distributed) and be worked off in pieces; the
 losses are those of the whole batch at once. qanchor.train.gradient_cache has their gradient.
 
-Legend: Q pairs of a piece, J pairs of all processes, Z embedding_dim.
+Legend: Q pairs of a piece, J pairs of all processes, Z embedding_dim, T terms of ROW_TERMS.
 """
 
 import hashlib
@@ -20,17 +20,25 @@ from qanchor.towers import QAnchorModel
 from qanchor.train.batches import Segment, anchor_batch, answer_batch
 from qanchor.train.distributed import Processes
 from qanchor.train.source import Picked
+from qanchor.train.yes_no import YesNo, yes_no_loss
+
+ROW_TERMS = ("next_token", "statistics", "yes_no")
+"""Terms that need no other pair than their own, and so no other piece."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepLosses:
-    """Loss terms of a global batch (scalar tensors), with u and v [J, Z] beside them."""
+    """Loss terms of a global batch: a scalar, and [T]; u and v [J, Z] beside them."""
 
     contrastive: Tensor
-    next_token: Tensor
-    statistics: Tensor
+    row_losses_T: Tensor
     anchor: Tensor
     semantic: Tensor
+
+    def by_name(self) -> dict[str, float]:
+        """Every term by its name."""
+        row_losses = dict(zip(ROW_TERMS, self.row_losses_T.tolist(), strict=True))
+        return {"contrastive": self.contrastive.item(), **row_losses}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +46,15 @@ class TowerRows:
     """What one piece contributes, on the model's device.
 
     `anchor_QZ`, `semantic_QZ`: float32 unit vectors. `answer_key_Q`: int64, equal exactly where
-    answers are. Float32 scalars: `next_token`, the mean over the piece's answer tokens,
-    `num_tokens` of them; `statistics`, the mean over its pairs.
+    answers are. `row_losses_T`, float32: means over the piece's answer tokens, its pairs, and its
+    answers that begin with yes or no; `counts_T` has how many these are.
     """
 
     anchor_QZ: Tensor
     semantic_QZ: Tensor
     answer_key_Q: Tensor
-    next_token: Tensor
-    num_tokens: Tensor
-    statistics: Tensor
-
-    @property
-    def num_pairs(self) -> Tensor:
-        """Q, a float32 scalar."""
-        return self.num_tokens.new_tensor(len(self.anchor_QZ))
+    row_losses_T: Tensor
+    counts_T: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,8 @@ class Step:
     dtype: Literal["float32", "bfloat16"] = "float32"
     users_per_piece: int = 0
     processes: Processes = Processes()
+    yes_no: YesNo | None = None
+    """Needed where the loss has a `yes_no_weight`."""
 
     def losses(self, picked: Picked, *, is_masked: bool) -> StepLosses:
         """Losses of a global batch; every process takes its share and gets the same result."""
@@ -71,42 +75,68 @@ class Step:
 
     def total(self, losses: StepLosses) -> Tensor:
         """The weighted sum that is minimised."""
-        return (
-            self.loss.contrastive_weight * losses.contrastive
-            + self.loss.next_token_weight * losses.next_token
-            + self.loss.statistics_weight * losses.statistics
+        return self.loss.contrastive_weight * losses.contrastive + self.weighted(
+            losses.row_losses_T
         )
+
+    def weighted(self, row_losses_T: Tensor) -> Tensor:
+        """The part of the row terms in `total`."""
+        weights = [getattr(self.loss, f"{name}_weight") for name in ROW_TERMS]
+        return (row_losses_T * row_losses_T.new_tensor(weights)).sum()
 
     def rows(self, piece: Picked, *, with_row_losses: bool = True) -> TowerRows:
         """Both towers on a piece, under autocast if the recipe says so.
 
-        `with_row_losses=False` leaves out what needs no other piece: `next_token` (with the
-        vocabulary projection) and `statistics` are then 0.
+        `with_row_losses=False` leaves out what needs no other piece, the vocabulary projection
+        among it: `row_losses_T` is then 0.
         """
         device = self.model.head.up.weight.device
         # One context per pass: the weights it casts are kept for it alone, with or without graph.
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16"):
             flat = [segment for of_user in piece.segments for segment in of_user]
-            answers_QA, answer_len_Q = answer_batch(flat, piece.corpus.tokens)
-            num_tokens = answer_len_Q.sum().float()
-            answers_QA, answer_len_Q = answers_QA.to(device), answer_len_Q.to(device)
+            answers_QA, answer_len_Q = self._answers(flat, piece)
             batch = anchor_batch(piece.corpus, piece.users, self._asked(piece)).to(device)
             anchor_QZ, states_BSD = self.model.anchor(batch)
             semantic_QZ = self.model.semantic(answers_QA, answer_len_Q)
-            next_token = anchor_QZ.new_zeros(())
+            row_losses = dict.fromkeys(ROW_TERMS, anchor_QZ.new_zeros(()))
             if with_row_losses and self.loss.next_token_weight:
                 logits_KV, labels_K = (
                     self.model.logits_from_embedding(anchor_QZ, answers_QA, answer_len_Q)
                     if self._answers_apart
                     else self.model.answer_logits(states_BSD, batch.labels_BS)
                 )
-                next_token = next_token_loss(logits_KV, labels_K)
-            statistics = anchor_QZ.new_zeros(())
+                row_losses["next_token"] = next_token_loss(logits_KV, labels_K)
             if with_row_losses and self.loss.statistics_weight:
-                statistics = self._statistics(piece, anchor_QZ)
-        keys_Q = answer_keys(flat).to(device)
-        num_tokens = num_tokens.to(device)
-        return TowerRows(anchor_QZ, semantic_QZ, keys_Q, next_token, num_tokens, statistics)
+                row_losses["statistics"] = self._statistics(piece, anchor_QZ)
+            num_signs = 0.0
+            if self.loss.yes_no_weight:
+                assert self.yes_no is not None, "This is a bug: the recipe wants yes or no."
+                wanted_Q = self.yes_no.wanted(flat)
+                num_signs = float((~wanted_Q.isnan()).sum())
+                if with_row_losses:
+                    row_losses["yes_no"] = self._yes_no(piece, anchor_QZ, wanted_Q.to(device))
+        counts = [float(answer_len_Q.sum()), float(len(flat)), num_signs]
+        return TowerRows(
+            anchor_QZ,
+            semantic_QZ,
+            answer_keys(flat).to(device),
+            torch.stack([row_losses[name].float() for name in ROW_TERMS]),
+            anchor_QZ.new_tensor(counts),
+        )
+
+    def _answers(self, segments: Sequence[Segment], piece: Picked) -> tuple[Tensor, Tensor]:
+        """The segments' answers and their lengths, on the model's device."""
+        answers_QA, answer_len_Q = answer_batch(segments, piece.corpus.tokens)
+        device = self.model.head.up.weight.device
+        return answers_QA.to(device), answer_len_Q.to(device)
+
+    def _yes_no(self, piece: Picked, anchor_QZ: Tensor, wanted_Q: Tensor) -> Tensor:
+        assert self.yes_no is not None, "This is a bug: the recipe wants yes or no."
+        texts = (*self.yes_no.yes, *self.yes_no.no)
+        vectors_AZ = self.model.semantic(*self._answers(texts, piece))
+        yes_AZ, no_AZ = vectors_AZ.split([len(self.yes_no.yes), len(self.yes_no.no)])
+        with torch.autocast(anchor_QZ.device.type, enabled=False):
+            return yes_no_loss(anchor_QZ, yes_AZ, no_AZ, wanted_Q, self.loss.temperature)
 
     def _statistics(self, piece: Picked, anchor_QZ: Tensor) -> Tensor:
         head, known_US = self.model.statistics_head, piece.corpus.rendered.statistics
@@ -144,13 +174,14 @@ class Step:
         )
         return contrastive, anchor_JZ, semantic_JZ
 
-    def shares(self, counts: Sequence[Tensor]) -> list[Tensor]:
-        """Weight of each piece's mean over `counts` rows or tokens.
+    def shares(self, rows: Sequence[TowerRows]) -> list[Tensor]:
+        """Weight [T] of each piece's means by what they are means over.
 
         So weighted, the sum over pieces and processes is the mean over all.
         """
-        everywhere = self.processes.total(torch.stack(list(counts)).sum()).clamp(min=1)
-        return [here / everywhere for here in counts]
+        here_T = torch.stack([piece.counts_T for piece in rows]).sum(dim=0)
+        everywhere_T = self.processes.total(here_T).clamp(min=1)
+        return [piece.counts_T / everywhere_T for piece in rows]
 
     def pieces(self, picked: Picked) -> list[Picked]:
         """This process's share of a global batch, in pieces of `users_per_piece` users."""
@@ -159,25 +190,16 @@ class Step:
 
     def joined(self, rows: Sequence[TowerRows], is_masked: bool) -> StepLosses:
         """Losses over the given pieces of every process."""
-        next_token = self._mean(
-            [piece.next_token for piece in rows], [piece.num_tokens for piece in rows]
-        )
-        statistics = self._mean(
-            [piece.statistics for piece in rows], [piece.num_pairs for piece in rows]
-        )
+        shares = self.shares(rows)
+        told = [piece.row_losses_T * share_T for piece, share_T in zip(rows, shares, strict=True)]
         contrastive, anchor_JZ, semantic_JZ = self.contrastive(
             torch.cat([piece.anchor_QZ for piece in rows]),
             torch.cat([piece.semantic_QZ for piece in rows]),
             torch.cat([piece.answer_key_Q for piece in rows]),
             is_masked=is_masked,
         )
-        return StepLosses(contrastive, next_token, statistics, anchor_JZ, semantic_JZ)
-
-    def _mean(self, means: Sequence[Tensor], counts: Sequence[Tensor]) -> Tensor:
-        """The mean over all pieces of every process, from each piece's."""
-        shares = self.shares(counts)
-        weighted = [mean * share for mean, share in zip(means, shares, strict=True)]
-        return self.processes.total(torch.stack(weighted).sum())
+        row_losses_T = self.processes.total(torch.stack(told).sum(dim=0))
+        return StepLosses(contrastive, row_losses_T, anchor_JZ, semantic_JZ)
 
 
 def answer_keys(segments: Sequence[Segment]) -> Tensor:

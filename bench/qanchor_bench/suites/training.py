@@ -29,6 +29,7 @@ from qanchor.train.gradient_cache import backward
 from qanchor.train.recipes import mini
 from qanchor.train.sources import fresh_sources, in_shards
 from qanchor.train.step import Step
+from qanchor.train.yes_no import yes_no_of
 from qanchor_bench.bench import Bench
 from qanchor_bench.result import Check, Findings, Point
 
@@ -107,6 +108,7 @@ def measure(
         loss=recipe.loss,
         dtype=recipe.train.dtype,
         users_per_piece=users_per_piece,
+        yes_no=yes_no_of(checkpoint),
     )
     picked = source.batch(0)
     before_bytes = _peak_bytes()
@@ -124,7 +126,7 @@ def measure(
         before_bytes=before_bytes,
         peak_bytes=_peak_bytes(),
         contrastive=losses.contrastive.item(),
-        next_token=losses.next_token.item(),
+        next_token=losses.by_name()["next_token"],
     )
 
 

@@ -109,7 +109,7 @@ class TopicPool(Config, frozen=True, kw_only=True):
     aggregates: dict[str, Phrasing]
     """Phrasings by aggregate."""
     futures: dict[str, tuple[str, ...]]
-    """Queries about what comes, by kind. Fields: subject, about, days."""
+    """Queries about what comes, by kind. Fields: subject, about, days, and count for at_least."""
 
     def word(self, name: str) -> str:
         """A modality or event type in words."""

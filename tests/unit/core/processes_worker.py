@@ -30,6 +30,7 @@ from qanchor.train.setup import batch_source, material, render_views
 from qanchor.train.source import Picked
 from qanchor.train.step import Step
 from qanchor.train.triples import read_triple_texts
+from qanchor.train.yes_no import yes_no_of
 
 PLACEMENTS = {"ddp": Replicated, "fsdp": FullySharded}
 VARIANTS = {
@@ -77,12 +78,13 @@ def measure(directory: Path, picked: Picked, variant: str, processes: Processes)
         loss=checkpoint.meta.recipe.loss,
         users_per_piece=users_per_piece,
         processes=processes,
+        yes_no=yes_no_of(checkpoint),
     )
     losses = backward(step, picked, is_masked=True)
     norm = placement.settle_gradients(1.0)
     return {
         "contrastive": losses.contrastive.detach(),
-        "next_token": losses.next_token.detach(),
+        "row_losses": losses.row_losses_T.detach(),
         "num_pairs": len(losses.anchor),
         "norm": norm,
         "gradients": {

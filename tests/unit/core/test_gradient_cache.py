@@ -23,6 +23,7 @@ from qanchor.train.corpus import PrefixCorpus
 from qanchor.train.gradient_cache import backward
 from qanchor.train.source import Picked
 from qanchor.train.step import Step, StepLosses, TowerRows, answer_keys
+from qanchor.train.yes_no import yes_no_of
 
 QUERIES = ("Will the user buy again?", "How active is the user?")
 LOSS = LossConfig(drop_equal_answers=True)
@@ -92,7 +93,7 @@ def test_pieces_have_the_gradients_of_the_whole(
     in_pieces = Step(model=model, loss=LOSS, users_per_piece=users_per_piece)
     pieces, found = gradients(in_pieces, picked)
     assert_close(found, expected, 1e-5)
-    for term in ("contrastive", "next_token", "anchor", "semantic"):
+    for term in ("contrastive", "row_losses_T", "anchor", "semantic"):
         torch.testing.assert_close(getattr(pieces, term), getattr(whole, term))
 
 
@@ -113,13 +114,29 @@ def test_statistics_in_pieces(
     loss = LossConfig(statistics_weight=2.0, statistics_future_share=0.3)
     whole, expected = gradients(Step(model=model, loss=loss), picked)
     pieces, found = gradients(Step(model=model, loss=loss, users_per_piece=3), picked)
-    assert whole.statistics > 0
-    torch.testing.assert_close(pieces.statistics, whole.statistics)
+    assert whole.by_name()["statistics"] > 0
+    torch.testing.assert_close(pieces.row_losses_T, whole.row_losses_T)
     assert_close(found, expected, 1e-5)
     assert "statistics_head.linear.weight" in expected
     without = msgspec.structs.replace(loss, statistics_weight=0.0)
     _, fewer = gradients(Step(model=model, loss=without), picked)
     assert not torch.equal(fewer["head.down.weight"], expected["head.down.weight"])
+
+
+def test_yes_and_no_in_pieces(checkpoint: Checkpoint, picked: Picked) -> None:
+    """Answers that say neither do not count, in whatever piece they are."""
+    silent = Segment(picked.segments[0][0].query, checkpoint.encode_answer("now and then"))
+    segments = [[silent] * len(picked.segments[0]), *picked.segments[1:]]
+    picked = replace(picked, segments=segments)
+    loss = LossConfig(yes_no_weight=2.0)
+    yes_no = yes_no_of(checkpoint)
+    model = checkpoint.model
+    whole, expected = gradients(Step(model=model, loss=loss, yes_no=yes_no), picked)
+    in_pieces = Step(model=model, loss=loss, yes_no=yes_no, users_per_piece=1)
+    pieces, found = gradients(in_pieces, picked)
+    assert whole.by_name()["yes_no"] > 0
+    torch.testing.assert_close(pieces.row_losses_T, whole.row_losses_T)
+    assert_close(found, expected, 1e-5)
 
 
 @pytest.mark.parametrize("off", ["contrastive_weight", "next_token_weight"])

@@ -1,5 +1,6 @@
 """UserU triples: grounded, reproducible, and blind to labels and to others' futures."""
 
+import re
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -131,9 +132,8 @@ def test_a_future_answer_tells_days_categories_and_change(write_tiny: Any) -> No
     history = _history(*(_event(day, "home") for day in range(-28, 0)), _event(-3, "shop"))
     later = [_event(day, "home") for day in (0, 1, 9)] + [_event(2, "buy", "tea, 5 euro", 5.0)]
     future = collect(later, AS_OF_S, 0, 14)
-    answers = {
-        each.topic: each.answer for each in answer_futures(history, future, pool, 99, Random(0))
-    }
+    answered = answer_futures(history, future, pool, 99, Random(0))
+    answers = {each.topic: each.answer for each in answered if "at_least" not in each.topic}
     assert answers == {
         "future_outlook_overall_14d": "Often active, on 4 of 14 days: week 1 home and buy; "
         "week 2 home. No shop.",
@@ -147,6 +147,9 @@ def test_a_future_answer_tells_days_categories_and_change(write_tiny: Any) -> No
         "future_frequency_overall_14d": "Yes, often: 4 of 14 days.",
         "future_frequency_visit_14d": "Yes, often: 3 of 14 days.",
         "future_frequency_order_14d": "Yes, rarely: 1 of 14 days.",
+        "future_often_overall_14d": "Yes: 4 of 14 days.",
+        "future_often_visit_14d": "Yes: 3 of 14 days.",
+        "future_often_order_14d": "No: 1 of 14 days.",
         "future_stop_overall_14d": "No, often: 4 of 14 days.",
         "future_stop_visit_14d": "No, often: 3 of 14 days.",
         "future_stop_order_14d": "No, rarely: 1 of 14 days.",
@@ -160,6 +163,20 @@ def test_a_future_answer_tells_days_categories_and_change(write_tiny: Any) -> No
         "future_next_visit_14d": "Within 1 day.",
         "future_next_order_14d": "Within 3 days.",
     }
+
+
+def test_at_least_is_asked_with_a_number_of_days(write_tiny: Any) -> None:
+    dataset = open_dataset(write_tiny())
+    pool = load_topics(dataset.path, "tiny", dataset.schema, ())
+    later = collect([_event(day, "home") for day in range(0, 12, 2)], AS_OF_S, 0, 14)
+    told = {}
+    for seed in range(40):
+        answered = answer_futures(_history(_event(-1, "home")), later, pool, 99, Random(seed))
+        asked = next(each for each in answered if each.topic == "future_at_least_visit_14d")
+        count = min(int(number) for number in re.findall(r"\d+", asked.query))
+        told[count] = asked.answer
+    yes, no = "Yes: 6 of 14 days.", "No: 6 of 14 days."
+    assert told == {1: yes, 2: yes, 3: yes, 5: yes, 8: no, 12: no}
 
 
 def test_an_empty_future_says_so(write_tiny: Any) -> None:
