@@ -32,6 +32,8 @@ class YesNo:
     no: tuple[Segment, ...]
     openings: tuple[tuple[tuple[int, ...], float], ...]
     """Token ids an answer may begin with, and 1 for yes, 0 for no."""
+    alone: dict[tuple[int, ...], float]
+    """Token ids that are a whole answer, likewise."""
 
     def wanted(self, segments: Sequence[Segment]) -> Tensor:
         """1 where the answer begins with yes, 0 with no, nan with neither [Q], on the CPU."""
@@ -39,7 +41,7 @@ class YesNo:
 
     def _wanted(self, answer: tuple[int, ...]) -> float:
         found = (sign for ids, sign in self.openings if answer[: len(ids)] == ids)
-        return next(found, float("nan"))
+        return next(found, self.alone.get(answer, float("nan")))
 
 
 def yes_no_of(checkpoint: Checkpoint) -> YesNo:
@@ -54,6 +56,9 @@ def yes_no_of(checkpoint: Checkpoint) -> YesNo:
             for word in words
             for mark in _MARKS
         ),
+        alone={
+            checkpoint.encode_answer(word): sign for sign, words in _WORDS.items() for word in words
+        },
     )
 
 

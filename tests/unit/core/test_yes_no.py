@@ -18,6 +18,8 @@ from qanchor.train.yes_no import yes_no_loss, yes_no_of
         ("yes: 5 of 14 days.", 1.0),
         ("No, never in 14 days.", 0.0),
         ("no: 3 after 5.", 0.0),
+        ("Yes", 1.0),
+        ("no", 0.0),
         ("No forum activity in the next 60 days; it stops.", math.nan),
         ("Nothing new.", math.nan),
         ("Yesterday, once.", math.nan),
