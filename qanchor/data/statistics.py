@@ -1,14 +1,17 @@
 """Behaviour statistics: how much, how often and how recently, as numbers. Torch-free.
 
-Per modality and event type: counts, value sums and active days within some days, recency, mean
-value; per modality: activity by week; attributes as numbers or one column per value. It is what a
-feature engineer would build by hand: the baseline of evaluation, and what training may ask an
-embedding to tell (`loss.statistics_weight`).
+For all behaviour, per modality and per event type: recency, mean and last value, counts, value
+sums and active days within some days; for all behaviour and per modality: active days by week;
+attributes as numbers or one column per value. It is what a feature engineer would build by hand:
+the baseline of evaluation, and what training may ask an embedding to tell
+(`loss.statistics_weight`).
 """
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from functools import cache
 from itertools import accumulate
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -29,15 +32,15 @@ SPACE_USERS = 4096
 
 Row = npt.NDArray[np.float32]
 _Category = tuple[str, str]
-_Records = list[tuple[int, float]]
-"""(day, value), days ascending."""
+_Records = list[tuple[int, float | None]]
+"""(day, value where it has one), days ascending."""
 
 
 class StatisticSpace(Config, frozen=True, kw_only=True):
     """Which categories and attribute values have columns; learnt from train users."""
 
     categories: tuple[tuple[str, str], ...]
-    """(modality, event type); event type "" stands for the whole modality."""
+    """(modality, event type); event type "" stands for the whole modality, both "" for all."""
     numeric: tuple[str, ...]
     one_hot: tuple[tuple[str, str], ...]
     future_days: int = 0
@@ -46,16 +49,14 @@ class StatisticSpace(Config, frozen=True, kw_only=True):
     @property
     def num_past(self) -> int:
         """Columns of `past_statistics`."""
-        whole = sum(not event_type for _, event_type in self.categories)
-        per_category = 2 + 3 * len(PAST_DAYS)
-        of_events = len(self.categories) * per_category + whole * NUM_WEEKS
+        of_events = sum(len(_past_columns([], category)) for category in self.categories)
         return of_events + len(self.numeric) + len(self.one_hot)
 
     @property
     def num_future(self) -> int:
         """Columns of `future_statistics`."""
         spans = len(self.future_spans)
-        return len(self.categories) * (1 + 3 * spans) if spans else 0
+        return len(self.categories) * (2 + 3 * spans) if spans else 0
 
     @property
     def future_spans(self) -> tuple[int, ...]:
@@ -76,7 +77,7 @@ def learn_space(profiles: Iterable[Profile], future_days: int = 0) -> StatisticS
                 values.setdefault(name, set()).add(value)
             else:
                 numeric.add(name)
-    whole = {(modality, "") for modality, _ in categories}
+    whole = {(modality, "") for modality, _ in categories} | {("", "")}
     one_hot = [
         (name, value)
         for name, found in sorted(values.items())
@@ -109,11 +110,11 @@ def training_space(dataset: Dataset, *, with_future: bool) -> StatisticSpace:
 
 
 def past_statistics(profile: Profile, space: StatisticSpace) -> Row:
-    """One row [num_past] about the history, missing numbers as 0."""
+    """One row [num_past] about the history; mean and last value nan where no value is known."""
     by_category = _by_category(profile.events, profile.as_of_s, backwards=True)
     columns: list[float] = []
     for category in space.categories:
-        columns.extend(_past_columns(by_category.get(category, []), is_whole=not category[1]))
+        columns.extend(_past_columns(by_category.get(category, []), category))
     columns.extend(float(profile.attributes.get(name, 0.0)) for name in space.numeric)
     columns.extend(float(profile.attributes.get(name) == value) for name, value in space.one_hot)
     return np.array(columns, dtype=np.float32)
@@ -130,6 +131,7 @@ def future_statistics(
         first = records[0][0] if records else known_days
         is_known = bool(records) or known_days >= LONG_DAYS
         columns.append(float(min(first, LONG_DAYS)) if is_known else np.nan)
+        columns.append(_mean_value(records))
         told = _within(records, [days - 1 for days in space.future_spans])
         for place, days in enumerate(space.future_spans):
             columns.extend(told[3 * place : 3 * place + 3] if days <= known_days else [np.nan] * 3)
@@ -139,40 +141,64 @@ def future_statistics(
 def log_statistics(
     profile: Profile, after: Iterable[Event], known_days: int, space: StatisticSpace
 ) -> npt.NDArray[np.float16]:
-    """Past and future statistics [num_past + num_future] as logarithms of like size."""
+    """Past and future statistics [num_past + num_future], drawn together to like size.
+
+    Logarithms, but roots of mean and last values: a logarithm hardly tells a score of 60 from 80.
+    """
     future = future_statistics(after, profile.as_of_s, known_days, space)
     row = np.concatenate([past_statistics(profile, space), future])
-    logs: npt.NDArray[np.float16] = (np.sign(row) * np.log1p(np.abs(row))).astype(np.float16)
+    size = np.abs(row)
+    drawn = np.sign(row) * np.where(_holds_value(space), np.sqrt(size), np.log1p(size))
+    logs: npt.NDArray[np.float16] = drawn.astype(np.float16)
     return logs
+
+
+@cache
+def _holds_value(space: StatisticSpace) -> npt.NDArray[np.bool_]:
+    """Which columns [num_past + num_future] hold the size of values, not a count or a time."""
+    holds = np.zeros(space.num_past + space.num_future, dtype=bool)
+    start = 0
+    for category in space.categories:
+        holds[start + 2 : start + 4] = True
+        start += len(_past_columns([], category))
+    if space.future_spans:
+        holds[space.num_past + 1 :: space.num_future // len(space.categories)] = True
+    return holds
 
 
 def _by_category(
     events: Iterable[Event], as_of_s: int, *, backwards: bool
 ) -> dict[_Category, _Records]:
-    """Records of each category and of each whole modality; days counted from the as-of moment."""
+    """Records of each event type, each modality and all; days counted from the as-of moment."""
     found: dict[_Category, _Records] = {}
-    for event in events:
+    for event in sorted(events, key=attrgetter("time_s"), reverse=backwards):
         away_s = as_of_s - event.time_s if backwards else event.time_s - as_of_s
-        record = (away_s // DAY_SECONDS, event.value or 0.0)
-        found.setdefault((event.modality, event.event_type), []).append(record)
-        found.setdefault((event.modality, ""), []).append(record)
-    for records in found.values():
-        records.sort()
+        record = (away_s // DAY_SECONDS, event.value)
+        for category in ((event.modality, event.event_type), (event.modality, ""), ("", "")):
+            found.setdefault(category, []).append(record)
     return found
 
 
-def _past_columns(records: _Records, is_whole: bool) -> list[float]:
-    if not records:
-        num_columns = 1 + 3 * len(PAST_DAYS) + (NUM_WEEKS if is_whole else 0)
-        return [NEVER_DAYS, *([0.0] * num_columns)]
-    mean = sum(value for _, value in records) / len(records)
-    columns = [float(records[0][0]), mean, *_within(records, PAST_DAYS)]
-    if is_whole:
+def _past_columns(records: _Records, category: _Category) -> list[float]:
+    values = [value for _, value in records if value is not None]
+    columns = [
+        float(records[0][0]) if records else NEVER_DAYS,
+        float(bool(values)),
+        _mean_value(records),
+        values[0] if values else np.nan,
+        *_within(records, PAST_DAYS),
+    ]
+    if not category[1]:
         weeks = [0.0] * NUM_WEEKS
-        for day, _ in records:
+        for day in {day for day, _ in records}:
             weeks[max(min((day - 1) // 7, NUM_WEEKS - 1), 0)] += 1.0
         columns.extend(weeks)
     return columns
+
+
+def _mean_value(records: _Records) -> float:
+    values = [value for _, value in records if value is not None]
+    return sum(values) / len(values) if values else np.nan
 
 
 def _within(records: _Records, limits: Sequence[int]) -> list[float]:
@@ -182,7 +208,7 @@ def _within(records: _Records, limits: Sequence[int]) -> list[float]:
     [2.0, 3.0, 1.0, 3.0, 7.0, 2.0]
     """
     days = [day for day, _ in records]
-    totals = list(accumulate((value for _, value in records), initial=0.0))
+    totals = list(accumulate((value or 0.0 for _, value in records), initial=0.0))
     is_new = (not place or day != days[place - 1] for place, day in enumerate(days))
     active = list(accumulate(is_new, initial=0))
     columns: list[float] = []

@@ -108,7 +108,7 @@ class Comparison:
     def handmade(self) -> list[Judged]:
         """Hand-made features under a linear and a boosted probe."""
         matrix_UF = handmade_matrix(self.dataset, self.judged.users)
-        about = "counts, sums, active days and recency per event type and window, attributes"
+        about = "counts, sums, values, active days, recency by event type and window, attributes"
         tables = [matrix_UF] * len(self.judged.by_scenario)
         found = []
         for name, probe in (
@@ -143,10 +143,10 @@ def columns(embeddings_UQZ: Features) -> list[Features]:
 
 
 def handmade_matrix(dataset: Dataset, users: Sequence[str]) -> Features:
-    """Hand-made features [U, F]; columns are learnt from the train users among `users`."""
+    """Hand-made features [U, F], 0 where unknown; the train users among `users` tell columns."""
     by_user = {profile.user_id: profile for profile in dataset.profiles(user_ids=list(users))}
     space = learn_space([by_user[user] for user in users if dataset.split_of[user] == "train"])
-    return np.stack([past_statistics(by_user[user], space) for user in users])
+    return np.nan_to_num(np.stack([past_statistics(by_user[user], space) for user in users]))
 
 
 def _tuned_method(tuned: Sequence[Scenario]) -> Method:

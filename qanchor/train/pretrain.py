@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -40,7 +41,7 @@ from qanchor.train.run_directory import (
 from qanchor.train.scalars import Scalars
 from qanchor.train.source import BatchSource, Picked, Sources
 from qanchor.train.sources import fresh_sources, mend_shards, sources_again
-from qanchor.train.step import Step, StepLosses
+from qanchor.train.step import Step, StepLosses, autocast_dtype
 from qanchor.train.yes_no import yes_no_of
 
 __all__ = ["LATEST", "METRICS_FILE", "UNTRAINED", "Trainer", "pretrain", "resume"]
@@ -68,6 +69,9 @@ def pretrain(
     # Nobody writes before everybody has looked.
     processes.wait()
     _settle(recipe.train)
+    dtype = autocast_dtype(recipe.train.dtype, processes.device)
+    train = msgspec.structs.replace(recipe.train, dtype=dtype)
+    recipe = msgspec.structs.replace(recipe, train=train)
     if processes.is_first:
         run_dir.mkdir(parents=True, exist_ok=True)
         checkpoint, sources = fresh_sources(recipe, dataset, triples_path, run_dir)
@@ -127,7 +131,7 @@ class Trainer:
         self.step = Step(
             model=self.placement.model,
             loss=self.recipe.loss,
-            dtype=train.dtype,
+            dtype=autocast_dtype(train.dtype, processes.device),
             users_per_piece=train.users_per_piece,
             processes=processes,
             yes_no=yes_no_of(checkpoint),

@@ -39,8 +39,9 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     weight_decay: float = 0.01
     warmup_steps: int = 100
     max_grad_norm: float = 1.0
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """`bfloat16` runs the towers under autocast; weights, head and losses stay float32."""
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """`bfloat16` runs the towers under autocast; weights, head and losses stay float32. `auto`:
+    bfloat16 where the device multiplies in it, else float32; a run keeps what it begins with."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input and compute the rest again in the backward pass: a third more
     time for a fraction of the activations."""
@@ -135,7 +136,7 @@ def mini() -> Recipe:
             users_per_batch=32,
             queries_per_user=6,
             warmup_steps=100,
-            dtype="bfloat16",
+            dtype="auto",
             evaluate_every=500,
             checkpoint_every=500,
         ),

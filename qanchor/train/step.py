@@ -57,13 +57,32 @@ class TowerRows:
     counts_T: Tensor
 
 
+AutocastDType = Literal["float32", "bfloat16"]
+
+
+def autocast_dtype(
+    dtype: Literal["float32", "bfloat16", "auto"], device: torch.device
+) -> AutocastDType:
+    """`dtype`, with `auto` decided: bfloat16 where the device multiplies in it.
+
+    A CPU that has to unpack it takes several times as long for a step as in float32.
+    """
+    if dtype != "auto":
+        return dtype
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    found = torch.cpu.get_capabilities()
+    is_native = any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bfloat16" if is_native else "float32"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """How a run turns batches into losses and gradients."""
 
     model: QAnchorModel
     loss: LossConfig
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: AutocastDType = "float32"
     users_per_piece: int = 0
     processes: Processes = Processes()
     yes_no: YesNo | None = None

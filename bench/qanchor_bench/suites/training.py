@@ -28,7 +28,7 @@ from qanchor.train.allocator import keep_freed_memory
 from qanchor.train.gradient_cache import backward
 from qanchor.train.recipes import mini
 from qanchor.train.sources import fresh_sources, in_shards
-from qanchor.train.step import Step
+from qanchor.train.step import Step, autocast_dtype
 from qanchor.train.yes_no import yes_no_of
 from qanchor_bench.bench import Bench
 from qanchor_bench.result import Check, Findings, Point
@@ -106,7 +106,7 @@ def measure(
     step = Step(
         model=checkpoint.model.train(),
         loss=recipe.loss,
-        dtype=recipe.train.dtype,
+        dtype=autocast_dtype(recipe.train.dtype, torch.device("cpu")),
         users_per_piece=users_per_piece,
         yes_no=yes_no_of(checkpoint),
     )

@@ -162,3 +162,21 @@ def test_learning_rate_warms_up_then_falls_to_a_tenth() -> None:
     assert max(rates) == rates[9] == rates[10] == pytest.approx(1.0)
     assert rates[60] == pytest.approx(0.55)
     assert rates[-1] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("can", "expected"), [({"avx512_bf16": True}, "bfloat16"), ({"avx2": True}, "float32")]
+)
+def test_a_run_keeps_the_dtype_its_first_device_multiplies_in(
+    recipe: Recipe,
+    wallet: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    can: dict[str, bool],
+    expected: str,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
+    data, triples = open_dataset(wallet / "data"), wallet / "triples.parquet"
+    short = override(recipe, ["train.dtype=auto", "train.steps=1"])
+    path = pretrain(short, data, triples, tmp_path / "run")
+    assert load_checkpoint(path).meta.recipe.train.dtype == expected

@@ -36,22 +36,24 @@ def _space(future_days: int) -> StatisticSpace:
     return learn_space([history], future_days)
 
 
-def test_a_future_has_first_day_counts_sums_and_active_days() -> None:
+def test_a_future_has_first_day_mean_value_counts_sums_and_active_days() -> None:
     after = [_event(20), _event(9, "buy", 4.0), _event(9, "buy", 2.0), _event(3, "buy", 1.0)]
     row = future_statistics(after, AS_OF_S, 30, _space(30)).tolist()
-    whole, buy, opened = row[:10], row[10:20], row[20:]
-    assert buy == [3, 1, 1, 1, 3, 7, 2, 3, 7, 2]
-    assert opened == [20, 0, 0, 0, 0, 0, 0, 1, 0, 1]
-    assert whole == [3, 1, 1, 1, 3, 7, 2, 4, 7, 3]
+    everything, whole, buy, opened = (row[start : start + 11] for start in (0, 11, 22, 33))
+    assert buy == [3, pytest.approx(7 / 3), 1, 1, 1, 3, 7, 2, 3, 7, 2]
+    assert opened[0] == 20
+    assert math.isnan(opened[1]), "an event without a value says nothing of values"
+    assert opened[2:] == [0, 0, 0, 0, 0, 0, 1, 0, 1]
+    assert whole == everything == [3, pytest.approx(7 / 3), 1, 1, 1, 3, 7, 2, 4, 7, 3]
 
 
 def test_what_lies_beyond_the_record_is_unknown_and_not_nothing() -> None:
     row = future_statistics([_event(10, "buy")], AS_OF_S, 14, _space(30)).tolist()
-    buy, opened = row[10:20], row[20:]
-    assert buy[:7] == [10, 0, 0, 0, 1, 0, 1]
-    assert all(map(math.isnan, buy[7:]))
+    buy, opened = row[22:33], row[33:]
+    assert buy[2:8] == [0, 0, 0, 1, 0, 1]
+    assert all(map(math.isnan, buy[8:]))
     assert math.isnan(opened[0]), "it may still come within the days that count"
-    assert opened[1:7] == [0] * 6
+    assert opened[2:8] == [0] * 6
     # Thirty days without one say enough.
     assert future_statistics([], AS_OF_S, 30, _space(30))[0] == 30
 
@@ -66,13 +68,21 @@ def test_a_row_holds_the_columns_its_space_counts(write_tiny: Any) -> None:
     for future_days in (7, 60):
         row = future_statistics([], AS_OF_S, future_days, _space(future_days))
         assert len(row) == _space(future_days).num_future > 0
-    logs = log_statistics(profile, (), 0, space)
-    np.testing.assert_allclose(np.expm1(logs[0].astype(float)), row_of(profile, space), rtol=1e-2)
 
 
-def row_of(profile: Profile, space: StatisticSpace) -> float:
-    """The first column."""
-    return float(past_statistics(profile, space)[0])
+def test_times_and_counts_become_logarithms_and_values_roots() -> None:
+    history = Profile(
+        user_id="a", as_of_s=AS_OF_S, events=(_event(-3, "buy", 36.0), _event(-5, "buy", 64.0))
+    )
+    space = learn_space([history], 7)
+    drawn = log_statistics(history, [_event(2, "buy", 81.0)], 7, space).astype(float)
+    in_buy = drawn[space.num_past - 13 : space.num_past]
+    expected = [math.log1p(3), math.log1p(1), 50**0.5, 36**0.5, math.log1p(2), math.log1p(100)]
+    np.testing.assert_allclose(in_buy[:6], expected, rtol=1e-3)
+    to_come = drawn[-space.num_future // 3 :]
+    np.testing.assert_allclose(
+        to_come, [math.log1p(2), 9, math.log1p(1), math.log1p(81), math.log1p(1)], rtol=1e-3
+    )
 
 
 def test_futures_need_a_record_of_them(write_tiny: Any) -> None:

@@ -7,7 +7,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from qanchor.data.profile import DAY_SECONDS, Event, Profile
-from qanchor.data.statistics import NEVER_DAYS, learn_space, past_statistics
+from qanchor.data.statistics import NEVER_DAYS, NUM_WEEKS, learn_space, past_statistics
 from qanchor.eval import probe
 from qanchor.eval.metrics import auc, ks
 from qanchor.eval.probe import MAX_NEWTON_FEATURES, SplitData, boosting_probe, linear_probe
@@ -57,12 +57,15 @@ def test_hand_made_features_count_windows_days_and_recency() -> None:
     )
     empty = Profile(user_id="b", as_of_s=as_of_s, attributes={"age": 10.0, "city": "y"})
     space = learn_space([profile, empty])
-    assert space.categories == (("app", ""), ("app", "open"))
+    assert space.categories == (("", ""), ("app", ""), ("app", "open"))
     row = past_statistics(profile, space)
-    by_type = row[-14:-3]
-    assert by_type.tolist() == [2.0, 3.0, 2.0, 8.0, 1.0, 3.0, 9.0, 2.0, 3.0, 9.0, 2.0]
+    by_type = row[-16:-3]
+    assert by_type.tolist() == [2, 1, 3, 3, 2, 8, 1, 3, 9, 2, 3, 9, 2]
+    weeks = row[-16 - NUM_WEEKS : -16]
+    assert weeks.tolist() == [1, 0, 1] + [0] * 10, "active days, not events"
     assert row[-3:].tolist() == [30.0, 1.0, 0.0]
     assert past_statistics(empty, space)[0] == NEVER_DAYS
+    assert np.isnan(past_statistics(empty, space)[2:4]).all()
     assert past_statistics(empty, space)[-3:].tolist() == [10.0, 0.0, 1.0]
 
 
