@@ -18,8 +18,9 @@ import onnxruntime as ort
 import torch
 from onnx import helper, numpy_helper
 
+from qanchor.bundle.exact_int8 import exact_int8_entry
 from qanchor.bundle.manifest import Precision
-from qanchor.environment import cpu_model
+from qanchor.environment import cpu_flags, cpu_model
 from qanchor.errors import ConfigError
 from qanchor_export.kv_store import TORCH_DTYPES
 
@@ -112,11 +113,9 @@ class Busy:
         return max(0.0, others / possible)
 
 
-def cpu_flags() -> tuple[str, ...]:
+def decisive_flags() -> tuple[str, ...]:
     """Instruction sets present that decide how fast matrix products can be."""
-    text = _read("/proc/cpuinfo")
-    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-    present = set(found.group(1).split()) if found else set()
+    present = cpu_flags()
     return tuple(flag for flag in _DECISIVE_FLAGS if flag in present)
 
 
@@ -193,6 +192,7 @@ def _ort_product(
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
+    options.add_session_config_entry(*exact_int8_entry())
     session = ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

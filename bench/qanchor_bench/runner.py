@@ -58,7 +58,7 @@ def measure(scenario: BenchScenario, results: Path) -> Path:
     from qanchor_bench.bench import Bench, num_threads
     from qanchor_bench.machine import (
         Busy,
-        cpu_flags,
+        decisive_flags,
         governor,
         gpu_state,
         hardware_slug,
@@ -77,7 +77,7 @@ def measure(scenario: BenchScenario, results: Path) -> Path:
         findings = suite.run(Bench(scenario, bundle, threads, Path(scratch)))
     machine = MachineState(
         threads=threads,
-        cpu_flags=cpu_flags(),
+        cpu_flags=decisive_flags(),
         governor=governor(),
         memory_gib=memory_gib(),
         gpu=gpu,

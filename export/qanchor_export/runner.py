@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from qanchor.bundle.exact_int8 import exact_int8_entry
 from qanchor.bundle.manifest import EVENT_ENCODER, PREFIX, SUFFIX, past_names, present_names
 from qanchor.bundle.packing import PackedSuffix, SuffixQuery, UserSuffix, pack, scenario_suffix
 from qanchor.bundle.reader import Bundle
@@ -52,6 +53,7 @@ class BundleRunner:
             options = ort.SessionOptions()
             options.intra_op_num_threads = self.num_threads
             options.log_severity_level = 3
+            options.add_session_config_entry(*exact_int8_entry())
             spec = self.bundle.manifest.graphs[name]
             opened = ort.InferenceSession(
                 str(self.bundle.path / spec.file), options, providers=["CPUExecutionProvider"]

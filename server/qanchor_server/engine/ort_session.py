@@ -9,6 +9,7 @@ from typing import Any
 
 import onnxruntime as ort
 
+from qanchor.bundle.exact_int8 import exact_int8_entry
 from qanchor.bundle.reader import Bundle
 from qanchor.config import nearest
 from qanchor.errors import BundleError, ConfigError
@@ -44,6 +45,7 @@ def open_session(
             else nearest(provider, available),
         )
     options.log_severity_level = 3
+    options.add_session_config_entry(*exact_int8_entry())
     spec = bundle.manifest.graphs[graph]
     providers: list[Any] = [(provider, dict(provider_options or {}))]
     if provider != CPU:

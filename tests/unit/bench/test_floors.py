@@ -6,7 +6,7 @@ import pytest
 
 from qanchor.bundle.manifest import ModelDims
 from qanchor_bench.floors import StepSize, prefill_floor, suffix_floor
-from qanchor_bench.machine import Busy, Rates, cpu_flags, gpu_state, hardware_slug
+from qanchor_bench.machine import Busy, Rates, decisive_flags, gpu_state, hardware_slug
 
 DIMS = ModelDims(
     num_layers=1, hidden_dim=4, num_heads=1, num_kv_heads=1, head_dim=4, intermediate_dim=2,
@@ -55,7 +55,7 @@ def test_others_do_not_include_this_process_and_its_children() -> None:
 
 def test_the_machine_has_a_name_and_flags_we_know() -> None:
     assert hardware_slug().endswith("c")
-    assert set(cpu_flags()) <= {
+    assert set(decisive_flags()) <= {
         "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile",
         "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve", "bf16",
     }  # fmt: skip
