@@ -108,11 +108,12 @@ def _write(
     specs = {
         EVENT_ENCODER: event_encoder_spec(dims),
         PREFIX: prefix_spec(dims),
-        SUFFIX: suffix_spec(dims),
+        SUFFIX: suffix_spec(dims, numbers.precision),
     }
     source.tokenizer.save(str(path / TOKENIZER_FILE))
     source.event_tokenizer.save(str(path / EVENT_TOKENIZER_FILE))
-    model_id = _write_graphs(source, to_onnx(source.model, decoder, dims), specs, path)
+    graphs = to_onnx(source.model, decoder, dims, numbers.precision)
+    model_id = _write_graphs(source, graphs, specs, path)
     config.save(source.scenarios, path / SCENARIOS_FILE)
     config.save(cases, path / PARITY_FILE)
     schema = source.schema

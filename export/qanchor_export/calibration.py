@@ -124,7 +124,8 @@ class TorchGraphs:
         found = []
         for sample in samples:
             past = self.keys_values(sample)
-            inputs = [torch.from_numpy(array) for array in sample.packed.inputs().values()]
+            arrays = sample.packed.inputs(by_query=self.suffix.by_query)
+            inputs = [torch.from_numpy(array) for array in arrays.values()]
             found.append(self.suffix(*inputs, past))
         return torch.cat(found)
 

@@ -8,10 +8,18 @@ width, H heads, G KV heads, K head_dim, N queries, A adapters, E slot_vector_dim
 Z embedding_dim.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
-from qanchor_export.attention import Attention, GridAttention, PackedAttention
+from qanchor_export.attention import (
+    Attention,
+    GridAttention,
+    PackedAttention,
+    Rows,
+    not_below_zero,
+)
 from qanchor_export.weights import (
     AdapterWeights,
     DecoderWeights,
@@ -38,11 +46,6 @@ def mlp(states_TD: Tensor, layer: LayerWeights, eps: float) -> Tensor:
     return states_TD + layer.down(gate_TF * layer.up(normed_TD))
 
 
-def not_below_zero(index: Tensor) -> Tensor:
-    """An int64 index with negative entries made 0. As Max: TensorRT's Clip takes floats only."""
-    return torch.maximum(index, torch.zeros((), dtype=torch.int64))
-
-
 class PrefixGraph(nn.Module):
     """One chunk of a user's prefix to its keys (after RoPE) and values, layer by layer."""
 
@@ -66,13 +69,14 @@ class PrefixGraph(nn.Module):
         decoder = self.decoder
         chunk_len, capacity = token_ids_T.shape[0], past[0].shape[2]
         columns_T = torch.arange(chunk_len)
-        way = PackedAttention if decoder.dtype == torch.float32 else GridAttention
-        attention: Attention = way(
-            decoder,
-            columns_T + past_len_1,
-            past_BC=(torch.arange(capacity) < past_len_1)[None],
-            own_BRR=(columns_T[:, None] >= columns_T[None, :])[None],
-        )
+        positions_T = columns_T + past_len_1
+        past_BC = (torch.arange(capacity) < past_len_1)[None]
+        attention: Attention
+        if decoder.dtype == torch.float32:
+            attention = PackedAttention(decoder, positions_T, past_BC, own_len=chunk_len)
+        else:
+            own_BRR = (columns_T[:, None] >= columns_T[None, :])[None]
+            attention = GridAttention(decoder, positions_T, past_BC, own_BRR)
         states_TD = self.embed(token_ids_T, adapter_T, slot_vectors_TE)
         present: list[Tensor] = []
         for index, layer in enumerate(decoder.stack):
@@ -114,8 +118,13 @@ class PrefixGraph(nn.Module):
 
 
 class SuffixGraph(nn.Module):
-    """Packed suffixes of one or several users over their prefixes to one unit vector per query."""
+    """Packed suffixes of one or several users over their prefixes to one unit vector per query.
 
+    What both ways of attention share; `suffix_graph` chooses.
+    """
+
+    by_query: ClassVar[bool]
+    """As `PackedSuffix.inputs` takes it."""
     decoder: DecoderWeights
     head: HeadWeights
 
@@ -124,35 +133,11 @@ class SuffixGraph(nn.Module):
         self.decoder = decoder
         self.head = head
 
-    def forward(
-        self,
-        token_ids_T: Tensor,
-        positions_T: Tensor,
-        segment_ids_T: Tensor,
-        prompt_index_T: Tensor,
-        prompt_rows: Tensor,
-        row_index_BR: Tensor,
-        flat_index_T: Tensor,
-        emb_index_N: Tensor,
-        prefix_len_B: Tensor,
-        past: tuple[Tensor, ...],
+    def answer(
+        self, states_TD: Tensor, attention: Attention, past: tuple[Tensor, ...], emb_N: Tensor
     ) -> Tensor:
-        """Embeddings [N, Z] (float32, L2-normalised)."""
+        """Embeddings [N, Z] (float32, L2-normalised) read from rows `emb_N` of the states."""
         decoder = self.decoder
-        past_BC = torch.arange(past[0].shape[2])[None, :] < prefix_len_B[:, None]
-        own_BRR = self.own_visible(segment_ids_T, row_index_BR)
-        rows = not_below_zero(row_index_BR).reshape(-1)
-        on_grid = decoder.dtype != torch.float32
-        attention: Attention
-        if on_grid:
-            token_ids_T, positions_T, prompt_index_T = (
-                torch.index_select(part, 0, rows)
-                for part in (token_ids_T, positions_T, prompt_index_T)
-            )
-            attention = GridAttention(decoder, positions_T, past_BC, own_BRR)
-        else:
-            attention = PackedAttention(decoder, positions_T, past_BC, own_BRR, rows)
-        states_TD = self.embed(token_ids_T, prompt_index_T, prompt_rows)
         last = len(decoder.stack) - 1
         for index, layer in enumerate(decoder.stack):
             normed_TD = rms_norm(states_TD, layer.attention_norm_D, decoder.norm_eps)
@@ -161,20 +146,91 @@ class SuffixGraph(nn.Module):
             attended_TJ = attention.attend(q, (k, v), pair, layer.store)
             if index == last:
                 # Only the <USER_EMB> rows are read from here on.
-                cells_N = torch.index_select(flat_index_T, 0, emb_index_N)
-                attended_TJ = torch.index_select(attended_TJ, 0, cells_N)
-                states_TD = torch.index_select(states_TD, 0, cells_N if on_grid else emb_index_N)
-            elif not on_grid:
-                attended_TJ = torch.index_select(attended_TJ, 0, flat_index_T)
+                attended_TJ = torch.index_select(attended_TJ, 0, emb_N)
+                states_TD = torch.index_select(states_TD, 0, emb_N)
             states_TD = mlp(states_TD + layer.o(attended_TJ), layer, decoder.norm_eps)
         normed_ND = rms_norm(states_TD, decoder.final_norm_D, decoder.norm_eps)
         return self.project(normed_ND)
+
+    def past_visible(self, past: tuple[Tensor, ...], prefix_len_B: Tensor) -> Tensor:
+        """[B, C]: the columns that hold a user's prefix."""
+        return torch.arange(past[0].shape[2])[None, :] < prefix_len_B[:, None]
 
     def embed(self, token_ids_T: Tensor, prompt_index_T: Tensor, prompt_rows: Tensor) -> Tensor:
         """Input embeddings [T, D]: soft-prompt row k - 1 where prompt_index is k > 0."""
         tokens_TD = torch.index_select(self.decoder.embed_VD, 0, token_ids_T)
         prompts_TD = torch.index_select(prompt_rows, 0, not_below_zero(prompt_index_T - 1))
         return torch.where((prompt_index_T > 0)[:, None], prompts_TD.to(tokens_TD.dtype), tokens_TD)
+
+    def project(self, states_ND: Tensor) -> Tensor:
+        """The head: unit vectors [N, Z]."""
+        head = self.head
+        inner = torch.relu(states_ND @ head.up_weight + head.up_bias)
+        projected_NZ = inner @ head.down_weight + head.down_bias
+        norm_N1 = torch.sqrt((projected_NZ * projected_NZ).sum(-1, keepdim=True))
+        return projected_NZ / norm_N1.clamp(min=1e-12)
+
+
+class PackedSuffixGraph(SuffixGraph):
+    """Float32 and int8: `PackedAttention`."""
+
+    by_query = True
+
+    def forward(
+        self,
+        token_ids_T: Tensor,
+        positions_T: Tensor,
+        prompt_index_T: Tensor,
+        prompt_rows: Tensor,
+        row_index_BR: Tensor,
+        flat_index_T: Tensor,
+        query_index_NL: Tensor,
+        query_place_T: Tensor,
+        emb_index_N: Tensor,
+        prefix_len_B: Tensor,
+        past: tuple[Tensor, ...],
+    ) -> Tensor:
+        """As `answer`; inputs as `suffix_spec`."""
+        rows = (Rows(row_index_BR, flat_index_T), Rows(query_index_NL, query_place_T))
+        past_BC = self.past_visible(past, prefix_len_B)
+        attention = PackedAttention(
+            self.decoder, positions_T, past_BC, own_len=query_index_NL.shape[1], rows=rows
+        )
+        states_TD = self.embed(token_ids_T, prompt_index_T, prompt_rows)
+        return self.answer(states_TD, attention, past, emb_index_N)
+
+
+class GridSuffixGraph(SuffixGraph):
+    """Half precision: `GridAttention`; from the first layer on the states are the users' grid."""
+
+    by_query = False
+
+    def forward(
+        self,
+        token_ids_T: Tensor,
+        positions_T: Tensor,
+        prompt_index_T: Tensor,
+        prompt_rows: Tensor,
+        row_index_BR: Tensor,
+        flat_index_T: Tensor,
+        segment_ids_T: Tensor,
+        emb_index_N: Tensor,
+        prefix_len_B: Tensor,
+        past: tuple[Tensor, ...],
+    ) -> Tensor:
+        """As `answer`; inputs as `suffix_spec`."""
+        own_BRR = self.own_visible(segment_ids_T, row_index_BR)
+        cells = not_below_zero(row_index_BR).reshape(-1)
+        token_ids, positions, prompt_index = (
+            torch.index_select(part, 0, cells)
+            for part in (token_ids_T, positions_T, prompt_index_T)
+        )
+        past_BC = self.past_visible(past, prefix_len_B)
+        attention = GridAttention(self.decoder, positions, past_BC, own_BRR)
+        states = self.embed(token_ids, prompt_index, prompt_rows)
+        return self.answer(
+            states, attention, past, torch.index_select(flat_index_T, 0, emb_index_N)
+        )
 
     def own_visible(self, segment_ids_T: Tensor, row_index_BR: Tensor) -> Tensor:
         """[B, R, R]: a token sees the earlier tokens of its own segment.
@@ -187,10 +243,9 @@ class SuffixGraph(nn.Module):
         same_BRR = segments_BR[:, :, None] == segments_BR[:, None, :]
         return same_BRR & (row_index_BR[:, None, :] <= row_index_BR[:, :, None])
 
-    def project(self, states_ND: Tensor) -> Tensor:
-        """The head: unit vectors [N, Z]."""
-        head = self.head
-        inner = torch.relu(states_ND @ head.up_weight + head.up_bias)
-        projected_NZ = inner @ head.down_weight + head.down_bias
-        norm_N1 = torch.sqrt((projected_NZ * projected_NZ).sum(-1, keepdim=True))
-        return projected_NZ / norm_N1.clamp(min=1e-12)
+
+def suffix_graph(decoder: DecoderWeights, head: HeadWeights) -> SuffixGraph:
+    """The suffix graph that suits the decoder's type."""
+    if decoder.dtype == torch.float32:
+        return PackedSuffixGraph(decoder, head)
+    return GridSuffixGraph(decoder, head)

@@ -23,7 +23,7 @@ from qanchor_export.calibration import (
     make_samples,
     recorded_peaks,
 )
-from qanchor_export.graphs_decoder import PrefixGraph, SuffixGraph
+from qanchor_export.graphs_decoder import PrefixGraph, suffix_graph
 from qanchor_export.int8 import Int8Projection
 from qanchor_export.kv_store import INT8_PEAK, KvStore
 from qanchor_export.projection import Projection
@@ -87,7 +87,7 @@ def quantize(
     """Make a float32 decoder int8 in place, its stores too where `numbers` says so."""
     graphs = TorchGraphs(
         PrefixGraph(decoder, AdapterWeights(source.model.encoder.adapters)),
-        SuffixGraph(decoder, HeadWeights(source.model.head)),
+        suffix_graph(decoder, HeadWeights(source.model.head)),
     )
     work = _Work(decoder, graphs, make_samples(source, calibration.users))
     exact_QZ = work.exact()

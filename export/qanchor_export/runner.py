@@ -15,7 +15,14 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from qanchor.bundle.exact_int8 import exact_int8_entry
-from qanchor.bundle.manifest import EVENT_ENCODER, PREFIX, SUFFIX, past_names, present_names
+from qanchor.bundle.manifest import (
+    EVENT_ENCODER,
+    PREFIX,
+    SUFFIX,
+    asks_by_query,
+    past_names,
+    present_names,
+)
 from qanchor.bundle.packing import PackedSuffix, SuffixQuery, UserSuffix, pack, scenario_suffix
 from qanchor.bundle.reader import Bundle
 from qanchor.bundle.slot import KvArray, element_type, zero_slot
@@ -147,7 +154,8 @@ class BundleRunner:
         """
         binding = self.session(SUFFIX).io_binding()
         stacked = kvs[0][:, :, None] if len(kvs) == 1 else _stack(kvs)
-        for name, value in packed.inputs().items():
+        by_query = asks_by_query(self.bundle.manifest.precision)
+        for name, value in packed.inputs(by_query=by_query).items():
             binding.bind_cpu_input(name, value)
         names = past_names(self.bundle.manifest.dims.num_layers)
         for name, value in self._values(names, stacked).items():

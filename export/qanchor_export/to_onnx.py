@@ -20,13 +20,14 @@ from qanchor.bundle.manifest import (
     SUFFIX,
     GraphSpec,
     ModelDims,
+    Precision,
     TensorSpec,
     event_encoder_spec,
     prefix_spec,
     suffix_spec,
 )
 from qanchor.towers import QAnchorModel
-from qanchor_export.graphs_decoder import PrefixGraph, SuffixGraph
+from qanchor_export.graphs_decoder import PrefixGraph, suffix_graph
 from qanchor_export.graphs_event import EventEncoderGraph
 from qanchor_export.kv_store import TORCH_DTYPES
 from qanchor_export.weights import AdapterWeights, DecoderWeights, HeadWeights
@@ -55,20 +56,23 @@ _TRACE_SIZES = {
     "batch": 4,
     "row_len": 6,
     "num_queries": 9,
+    "query_len": 8,
 }
 
 
-def to_onnx(model: QAnchorModel, decoder: DecoderWeights, dims: ModelDims) -> dict[str, ir.Model]:
+def to_onnx(
+    model: QAnchorModel, decoder: DecoderWeights, dims: ModelDims, precision: Precision
+) -> dict[str, ir.Model]:
     """The three graphs of a bundle by name; their initializers share the torch weights' memory.
 
-    `decoder` is the model's, in the precision wanted; the event encoder is float32 in all. Raises
+    `decoder` is the model's, in `precision`; the event encoder is float32 in all. Raises
     ConfigError when the model's maths is not what the graphs compute.
     """
     adapters = AdapterWeights(model.encoder.adapters)
     modules: dict[str, tuple[nn.Module, GraphSpec]] = {
         EVENT_ENCODER: (EventEncoderGraph(model.event_encoder), event_encoder_spec(dims)),
         PREFIX: (PrefixGraph(decoder, adapters), prefix_spec(dims)),
-        SUFFIX: (SuffixGraph(decoder, HeadWeights(model.head)), suffix_spec(dims)),
+        SUFFIX: (suffix_graph(decoder, HeadWeights(model.head)), suffix_spec(dims, precision)),
     }
     graphs = {}
     for name, (module, spec) in modules.items():

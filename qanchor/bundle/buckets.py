@@ -49,6 +49,7 @@ class SuffixBucket:
     row_len: int
     packed_len: int
     num_queries: int
+    query_len: int
     prefix_capacity: int
 
     def dims(self) -> dict[str, int]:
@@ -58,6 +59,7 @@ class SuffixBucket:
             "row_len": self.row_len,
             "packed_len": self.packed_len,
             "num_queries": self.num_queries,
+            "query_len": self.query_len,
             "num_prompt_rows": self.packed_len,
             "prefix_capacity": self.prefix_capacity,
         }
@@ -92,7 +94,7 @@ class Ladders(Config, frozen=True, kw_only=True):
 
     users: tuple[int, ...]
     tokens: tuple[int, ...]
-    """Packed suffix tokens of a step, and of its longest user where there are several."""
+    """Packed suffix tokens of a step, and of its longest user and longest query."""
     capacities: tuple[int, ...]
     """Prefix lengths: the KV pool's slab classes."""
     chunk_lens: tuple[int, ...]
@@ -107,9 +109,13 @@ class Ladders(Config, frozen=True, kw_only=True):
         longest_row: int,
         packed_len: int,
         num_queries: int,
+        longest_query: int,
         prefix_len: int,
     ) -> SuffixBucket:
-        """The smallest bucket for a step; `prefix_len` is the longest. Raises ConfigError."""
+        """The smallest bucket for a step; `prefix_len` is the longest. Raises ConfigError.
+
+        `longest_query` is 1 for a graph that does not ask by query.
+        """
         batch = _step_up("max_step_users", num_users, self.users)
         packed = _step_up("max_step_tokens", packed_len, self.tokens)
         # Alone, a user's row is the packed row: no cell of the grid is wasted.
@@ -120,6 +126,7 @@ class Ladders(Config, frozen=True, kw_only=True):
             row_len=row_len,
             packed_len=packed,
             num_queries=few if num_queries <= few else packed,
+            query_len=_step_up("max_step_tokens", longest_query, self.tokens),
             prefix_capacity=_step_up("max_prefix_len", prefix_len, self.capacities),
         )
 
@@ -152,6 +159,7 @@ class Ladders(Config, frozen=True, kw_only=True):
             row_len=tokens,
             packed_len=tokens,
             num_queries=tokens,
+            query_len=tokens,
             prefix_capacity=self.capacities[-1],
         )
         prefix = PrefixBucket(
@@ -171,6 +179,7 @@ class Ladders(Config, frozen=True, kw_only=True):
                 longest_row=tokens,
                 packed_len=tokens,
                 num_queries=1,
+                longest_query=1,
                 prefix_len=capacity,
             )
             for tokens in self.tokens
@@ -202,6 +211,7 @@ class Ladders(Config, frozen=True, kw_only=True):
             "row_len": (low, usual, high),
             "packed_len": (low, usual, high),
             "num_queries": (max(1, low // _QUERY_SHARE), max(1, usual // _QUERY_SHARE), high),
+            "query_len": (low, low, high),
             "num_prompt_rows": (low, usual, high),
             "prefix_capacity": (self.capacities[0], self.capacities[-1], self.capacities[-1]),
         }

@@ -9,7 +9,7 @@ from qanchor.config import Config, ProfileSchema
 from qanchor.data.prefix import PrefixTokens
 from qanchor.data.render import RenderedProfile
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 SCENARIOS_FILE = "scenarios.json"
 PARITY_FILE = "parity.json"
@@ -193,29 +193,43 @@ def prefix_spec(dims: ModelDims) -> GraphSpec:
     )
 
 
-def suffix_spec(dims: ModelDims) -> GraphSpec:
+def asks_by_query(precision: Precision) -> bool:
+    """Whether the suffix graph lays each query's tokens in a row of their own (CPUs)."""
+    return precision in ("float32", "int8")
+
+
+def suffix_spec(dims: ModelDims, precision: Precision) -> GraphSpec:
     """`suffix.onnx`: packed suffixes of one or several users over their cached prefixes.
 
-    All suffix tokens of the step stand in one row of length packed_len. `segment_ids` numbers the
-    queries (unique over the step); a token attends to its user's prefix and to earlier tokens of
-    its own segment. `row_index` [batch, row_len] lists each user's packed positions, -1 = padding;
-    `flat_index` is its inverse: packed position -> user * row_len + column. `positions` are
-    absolute (prefix length + offset in the query). `prompt_index` 0 takes the token's embedding,
-    k > 0 takes row k - 1 of `prompt_rows`. `emb_index` is the packed place of each <USER_EMB>.
+    All suffix tokens of the step stand in one row of length packed_len, a query's tokens side by
+    side; a token attends to its user's prefix and to earlier tokens of its own query. `row_index`
+    [batch, row_len] lists each user's packed positions, -1 = padding; `flat_index` is its inverse:
+    packed position -> user * row_len + column. Which query a token is of, say `query_index`
+    [num_queries, query_len] and `query_place`, the same two of the queries, or in half precision
+    `segment_ids`, a number per query, unique over the step. `positions` are absolute (prefix length
+    + offset in the query). `prompt_index` 0 takes the token's embedding, k > 0 takes row k - 1 of
+    `prompt_rows`. `emb_index` is the packed place of each <USER_EMB>.
     """
     packed = ("packed_len",)
+    of_query: tuple[TensorSpec, ...]
+    of_query = (TensorSpec(name="segment_ids", dtype="int64", dims=packed),)
+    if asks_by_query(precision):
+        of_query = (
+            TensorSpec(name="query_index", dtype="int64", dims=("num_queries", "query_len")),
+            TensorSpec(name="query_place", dtype="int64", dims=packed),
+        )
     return GraphSpec(
         file="suffix.onnx",
         inputs=(
             TensorSpec(name="token_ids", dtype="int64", dims=packed),
             TensorSpec(name="positions", dtype="int64", dims=packed),
-            TensorSpec(name="segment_ids", dtype="int64", dims=packed),
             TensorSpec(name="prompt_index", dtype="int64", dims=packed),
             TensorSpec(
                 name="prompt_rows", dtype="float32", dims=("num_prompt_rows", dims.hidden_dim)
             ),
             TensorSpec(name="row_index", dtype="int64", dims=("batch", "row_len")),
             TensorSpec(name="flat_index", dtype="int64", dims=packed),
+            *of_query,
             TensorSpec(name="emb_index", dtype="int64", dims=("num_queries",)),
             TensorSpec(name="prefix_len", dtype="int64", dims=("batch",)),
             *_past_specs(dims, "batch"),

@@ -6,7 +6,8 @@ verifier, tuning and evaluation call it.
 Pure numpy; must not know ONNX Runtime. The meaning of each input stands at
 `qanchor.bundle.manifest.suffix_spec`.
 
-Legend: S packed length, B users, R longest user row, Q queries, K prompt rows, D hidden_dim.
+Legend: S packed length, B users, R longest user row, Q queries, L longest query, K prompt rows,
+D hidden_dim.
 """
 
 from collections.abc import Callable, Sequence
@@ -85,19 +86,29 @@ class PackedSuffix:
     prompt_rows_KD: FloatArray
     row_index_BR: IntArray
     flat_index_S: IntArray
+    query_index_QL: IntArray
+    query_place_S: IntArray
     emb_index_Q: IntArray
     prefix_len_B: IntArray
 
-    def inputs(self) -> dict[str, npt.NDArray[np.int64] | npt.NDArray[np.float32]]:
-        """Arrays by graph input name, past keys and values left out."""
+    def inputs(
+        self, *, by_query: bool
+    ) -> dict[str, npt.NDArray[np.int64] | npt.NDArray[np.float32]]:
+        """Arrays by graph input name in the graph's order, past keys and values left out.
+
+        `by_query` as `qanchor.bundle.manifest.asks_by_query` says of the bundle's precision.
+        """
+        of_query = {"segment_ids": self.segment_ids_S}
+        if by_query:
+            of_query = {"query_index": self.query_index_QL, "query_place": self.query_place_S}
         return {
             "token_ids": self.token_ids_S,
             "positions": self.positions_S,
-            "segment_ids": self.segment_ids_S,
             "prompt_index": self.prompt_index_S,
             "prompt_rows": self.prompt_rows_KD,
             "row_index": self.row_index_BR,
             "flat_index": self.flat_index_S,
+            **of_query,
             "emb_index": self.emb_index_Q,
             "prefix_len": self.prefix_len_B,
         }
@@ -132,6 +143,9 @@ def pack(users: Sequence[UserSuffix], *, user_emb: int, hidden_dim: int) -> Pack
             emb_index.append(len(token_ids) - 1)
         user_lens.append(len(token_ids) - user_start)
     row_index_BR, flat_index_S = _rows(user_lens)
+    query_index_QL, query_place_S = _rows(
+        [query.suffix_len for user in users for query in user.queries]
+    )
     # One conversion for all: each of its rows is dense.
     per_token_4S = np.array([token_ids, positions, segment_ids, prompt_index], dtype=np.int64)
     return PackedSuffix(
@@ -142,6 +156,8 @@ def pack(users: Sequence[UserSuffix], *, user_emb: int, hidden_dim: int) -> Pack
         prompt_rows_KD=prompts.rows_KD(hidden_dim),
         row_index_BR=row_index_BR,
         flat_index_S=flat_index_S,
+        query_index_QL=query_index_QL,
+        query_place_S=query_place_S,
         emb_index_Q=_int64(emb_index),
         prefix_len_B=_int64([user.prefix_len for user in users]),
     )
@@ -164,6 +180,11 @@ def part_of(packed: PackedSuffix, users: Sequence[int]) -> PartialSuffix:
     places_Q = place_of[packed.emb_index_Q]
     queries_Q = np.flatnonzero(places_Q != ROW_PADDING)
     row_index_BR, flat_index_S = _rows((rows != ROW_PADDING).sum(1).tolist())
+    # Queries in the order of the part's tokens.
+    chosen = packed.query_place_S[tokens_S] // packed.query_index_QL.shape[1]
+    first = np.flatnonzero(np.diff(chosen, prepend=-1))
+    query_lens = np.diff(first, append=len(tokens_S)).tolist()
+    query_index_QL, query_place_S = _rows(query_lens)
     part = PackedSuffix(
         token_ids_S=packed.token_ids_S[tokens_S],
         positions_S=packed.positions_S[tokens_S],
@@ -172,6 +193,8 @@ def part_of(packed: PackedSuffix, users: Sequence[int]) -> PartialSuffix:
         prompt_rows_KD=packed.prompt_rows_KD,
         row_index_BR=row_index_BR,
         flat_index_S=flat_index_S,
+        query_index_QL=query_index_QL,
+        query_place_S=query_place_S,
         emb_index_Q=places_Q[queries_Q],
         prefix_len_B=packed.prefix_len_B[list(users)],
     )
@@ -203,16 +226,13 @@ class PromptTable:
         return np.ascontiguousarray(np.concatenate(self._arrays), dtype=np.float32)
 
 
-def _rows(user_lens: list[int]) -> tuple[IntArray, IntArray]:
-    row_len = max(user_lens)
-    row_index_BR = np.full((len(user_lens), row_len), ROW_PADDING, dtype=np.int64)
-    flat_index_S = np.empty(sum(user_lens), dtype=np.int64)
-    start = 0
-    for user, length in enumerate(user_lens):
-        row_index_BR[user, :length] = np.arange(start, start + length)
-        flat_index_S[start : start + length] = user * row_len + np.arange(length)
-        start += length
-    return row_index_BR, flat_index_S
+def _rows(lens: list[int]) -> tuple[IntArray, IntArray]:
+    """A grid with a row of packed places for each of some runs of tokens, and its inverse."""
+    lens_B, columns_R = _int64(lens), np.arange(max(lens))
+    starts_B = np.cumsum(lens_B) - lens_B
+    is_token_BR = columns_R < lens_B[:, None]
+    index_BR = np.where(is_token_BR, starts_B[:, None] + columns_R, ROW_PADDING)
+    return index_BR, np.flatnonzero(is_token_BR)
 
 
 def _int64(values: list[int]) -> IntArray:

@@ -1,7 +1,7 @@
 """Fills a bucket's input arrays with a step and with padding that changes no result.
 
-Suffix: a packed token that stands in no row of the grid is read by none; a row of -1 is a user
-without tokens; a query beyond the real ones repeats place 0 and its vector is dropped. Prefix:
+Suffix: a packed token that stands in no row of a grid is read by none; a row of -1 is a user or a
+query without tokens; the vector of a query beyond the real ones is dropped. Prefix:
 positions after the real ones are seen by none of them. Pure numpy; must not know engines.
 
 Legend: S packed length, B users, R longest row, C chunk length, N texts, T text length.
@@ -17,23 +17,22 @@ from qanchor.bundle.packing import ROW_PADDING, PackedSuffix
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
+_GRIDS = {"row_index": "flat_index", "query_index": "query_place"}
+"""Inputs that list packed places, and the inverse of each."""
+
 
 def fill_suffix(packed: PackedSuffix, into: Arrays) -> None:
     """Write a step into arrays of the bucket's shapes, named as the graph's inputs.
 
     Of `prompt_rows` only the step's rows are written; whatever stands beyond is never picked.
     """
-    for name, array in packed.inputs().items():
-        if name not in ("row_index", "flat_index", "prompt_rows"):
-            _fill(into[name], array)
-    num_rows, num_users = len(packed.prompt_rows_KD), len(packed.row_index_BR)
-    into["prompt_rows"][:num_rows] = packed.prompt_rows_KD
-    grid, row_len = into["row_index"], packed.row_index_BR.shape[1]
-    grid.fill(ROW_PADDING)
-    grid[:num_users, :row_len] = packed.row_index_BR
-    # A packed token's place in the grid depends on the width of the grid.
-    users_S, columns_S = np.divmod(packed.flat_index_S, row_len)
-    _fill(into["flat_index"], users_S * grid.shape[1] + columns_S)
+    arrays = packed.inputs(by_query="query_index" in into)
+    for name in into.keys() - {"prompt_rows", *_GRIDS, *_GRIDS.values()}:
+        _fill(into[name], arrays[name])
+    into["prompt_rows"][: len(packed.prompt_rows_KD)] = packed.prompt_rows_KD
+    for index, place in _GRIDS.items():
+        if index in into:
+            _fill_grid(arrays[index], into[index], arrays[place], into[place])
 
 
 def fill_chunk(chunk: Arrays, start: int, into: Arrays) -> None:
@@ -47,6 +46,20 @@ def fill_texts(token_ids_NT: npt.NDArray[np.int64], pad: int, into: npt.NDArray[
     """Write event texts, padded with the tokenizer's `pad` in both directions."""
     into.fill(pad)
     into[: token_ids_NT.shape[0], : token_ids_NT.shape[1]] = token_ids_NT
+
+
+def _fill_grid(
+    index: npt.NDArray[Any],
+    into_index: npt.NDArray[Any],
+    place_S: npt.NDArray[Any],
+    into_place: npt.NDArray[Any],
+) -> None:
+    num_rows, width = index.shape
+    into_index.fill(ROW_PADDING)
+    into_index[:num_rows, :width] = index
+    # A packed token's place in the grid depends on the width of the grid.
+    rows_S, columns_S = np.divmod(place_S, width)
+    _fill(into_place, rows_S * into_index.shape[1] + columns_S)
 
 
 def _fill(into: npt.NDArray[Any], array: npt.NDArray[Any]) -> None:

@@ -80,7 +80,7 @@ def test_graph_tensors_are_the_manifest_s(bundle_path: Path) -> None:
     assert manifest.graphs == {
         "event_encoder": event_encoder_spec(dims),
         "prefix": prefix_spec(dims),
-        "suffix": suffix_spec(dims),
+        "suffix": suffix_spec(dims, "float32"),
     }
     for name, spec in manifest.graphs.items():
         graph = graph_of(bundle_path, name).graph

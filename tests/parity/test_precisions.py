@@ -16,7 +16,7 @@ from qanchor.bundle.reader import open_bundle
 from qanchor.bundle.slot import storage_dtype
 from qanchor_export.bundle_writer import export_bundle
 from qanchor_export.calibration import TorchGraphs, calibration_users, make_samples
-from qanchor_export.graphs_decoder import PrefixGraph, SuffixGraph
+from qanchor_export.graphs_decoder import PrefixGraph, suffix_graph
 from qanchor_export.int8 import Int8Projection
 from qanchor_export.projection import Projection
 from qanchor_export.quantize import Calibration, QuantizationReport
@@ -93,7 +93,7 @@ def test_half_graphs_equal_torch_in_torch(precision: Precision, source: ExportSo
 
     def embeddings(numbers: Numbers) -> torch.Tensor:
         decoder = decoder_weights(source.model, numbers)
-        graphs = TorchGraphs(PrefixGraph(decoder, adapters), SuffixGraph(decoder, head))
+        graphs = TorchGraphs(PrefixGraph(decoder, adapters), suffix_graph(decoder, head))
         return graphs.embeddings(samples)
 
     exact, rounded = embeddings(Numbers()), embeddings(Numbers(precision=precision))
@@ -114,7 +114,7 @@ def test_smoothing_computes_the_same_and_can_be_undone(source: ExportSource) -> 
     samples = make_samples(source, calibration_users(source, None))
     decoder = decoder_weights(source.model)
     adapters, head = AdapterWeights(source.model.encoder.adapters), HeadWeights(source.model.head)
-    graphs = TorchGraphs(PrefixGraph(decoder, adapters), SuffixGraph(decoder, head))
+    graphs = TorchGraphs(PrefixGraph(decoder, adapters), suffix_graph(decoder, head))
     exact = graphs.embeddings(samples)
     gain = decoder.stack[0].mlp_norm_D.clone()
     torch.manual_seed(0)

@@ -19,7 +19,14 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from qanchor.bundle.manifest import EVENT_ENCODER, PREFIX, SUFFIX, past_names, present_names
+from qanchor.bundle.manifest import (
+    EVENT_ENCODER,
+    PREFIX,
+    SUFFIX,
+    asks_by_query,
+    past_names,
+    present_names,
+)
 from qanchor.bundle.packing import ROW_PADDING, PackedSuffix, part_of
 from qanchor.bundle.reader import Bundle
 from qanchor.bundle.slot import KvArray, element_type, slot_layout, storage_dtype, zero_slot
@@ -61,6 +68,7 @@ class OrtEngine:
         """
         self._bundle = bundle
         self._dims = bundle.manifest.dims
+        self._by_query = asks_by_query(bundle.manifest.precision)
         self._past_names = past_names(self._dims.num_layers)
         self._present_names = present_names(self._dims.num_layers)
         self._event_encoder = self._open(EVENT_ENCODER, options)
@@ -159,7 +167,7 @@ class OrtEngine:
 
     def _run_suffix(self, packed: PackedSuffix, binding: Any) -> FloatArray:
         binding.bind_output("embeddings", "cpu")
-        _run(self._suffix, binding, packed.inputs())
+        _run(self._suffix, binding, packed.inputs(by_query=self._by_query))
         embeddings_QZ: FloatArray = binding.copy_outputs_to_cpu()[0]
         return embeddings_QZ
 

@@ -32,6 +32,7 @@ from qanchor.bundle.manifest import (
     DType,
     Manifest,
     TensorSpec,
+    asks_by_query,
 )
 from qanchor.bundle.packing import PackedSuffix
 from qanchor.bundle.padding import fill_chunk, fill_suffix, fill_texts
@@ -101,6 +102,7 @@ class StaticEngine:
     ) -> None:
         """Set the regions aside that the largest buckets need. Raises Retryable."""
         self._manifest = manifest
+        self._by_query = asks_by_query(manifest.precision)
         self._ladders = ladders
         self._memory = memory
         self._runner = runner
@@ -210,6 +212,7 @@ class StaticEngine:
             longest_row=packed.row_index_BR.shape[1],
             packed_len=len(packed.token_ids_S),
             num_queries=num_queries,
+            longest_query=packed.query_index_QL.shape[1] if self._by_query else 1,
             prefix_len=max(prefix_lens),
         )
         step = self._step(bucket)

@@ -38,7 +38,7 @@ DIMS = ModelDims(
 SPECS = {
     EVENT_ENCODER: event_encoder_spec(DIMS),
     PREFIX: prefix_spec(DIMS),
-    SUFFIX: suffix_spec(DIMS),
+    SUFFIX: suffix_spec(DIMS, "float32"),
 }
 
 
@@ -78,8 +78,10 @@ def test_a_suffix_step_fits_its_bucket(rows, num_queries, prefix_len):
         longest_row=max(rows),
         packed_len=packed_len,
         num_queries=min(num_queries, packed_len),
+        longest_query=max(rows),
         prefix_len=prefix_len,
     )
+    assert bucket.query_len >= max(rows)
     assert bucket.batch >= len(rows)
     assert bucket.row_len >= max(rows)
     assert bucket.packed_len >= packed_len
@@ -90,7 +92,7 @@ def test_a_suffix_step_fits_its_bucket(rows, num_queries, prefix_len):
 
 def test_a_step_of_one_token_per_query_has_room_for_all_queries():
     bucket = ladders().suffix_bucket(
-        num_users=1, longest_row=30, packed_len=30, num_queries=30, prefix_len=5
+        num_users=1, longest_row=30, packed_len=30, num_queries=30, longest_query=9, prefix_len=5
     )
     assert bucket.num_queries == bucket.packed_len == 32
 
@@ -98,7 +100,12 @@ def test_a_step_of_one_token_per_query_has_room_for_all_queries():
 def test_what_no_bucket_holds_is_named():
     with pytest.raises(ConfigError, match="max_step_tokens=513: the largest bucket holds 512"):
         ladders().suffix_bucket(
-            num_users=1, longest_row=513, packed_len=513, num_queries=1, prefix_len=5
+            num_users=1,
+            longest_row=513,
+            packed_len=513,
+            num_queries=1,
+            longest_query=9,
+            prefix_len=5,
         )
 
 
@@ -143,6 +150,7 @@ def test_every_bucket_lies_in_an_optimization_profile(users, tokens, queries, pr
         longest_row=tokens - users + 1 if users <= tokens else 1,
         packed_len=tokens,
         num_queries=min(queries, tokens),
+        longest_query=-(-tokens // queries),
         prefix_len=prefix_len,
     )
     assert find_profile(profiles[SUFFIX], suffix.dims()) == (0 if users == 1 else 1)

@@ -1,9 +1,11 @@
 """Packing: every graph input of small steps written out by hand."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
-from qanchor.bundle.manifest import ModelDims, suffix_spec
+from qanchor.bundle.manifest import ModelDims, Precision, asks_by_query, suffix_spec
 from qanchor.bundle.packing import SuffixQuery, UserSuffix, pack, part_of
 
 USER_EMB = 99
@@ -21,6 +23,8 @@ def test_one_user_with_two_queries() -> None:
     assert packed.prompt_rows_KD.tolist() == [[0, 0, 0]]
     assert packed.row_index_BR.tolist() == [[0, 1, 2, 3, 4]]
     assert packed.flat_index_S.tolist() == [0, 1, 2, 3, 4]
+    assert packed.query_index_QL.tolist() == [[0, 1, 2], [3, 4, -1]]
+    assert packed.query_place_S.tolist() == [0, 1, 2, 3, 4]
     assert packed.emb_index_Q.tolist() == [2, 4]
     assert packed.prefix_len_B.tolist() == [10]
 
@@ -36,11 +40,13 @@ def test_users_of_different_length_share_a_padded_row_index() -> None:
     assert packed.emb_index_Q.tolist() == [2, 4, 6]
 
 
-def test_flat_index_is_the_inverse_of_row_index() -> None:
-    users = [UserSuffix(5, (SuffixQuery(tuple(range(n))),)) for n in (1, 4, 2)]
+def test_places_are_the_inverse_of_the_grids() -> None:
+    queries = [SuffixQuery(tuple(range(n))) for n in (1, 4, 2)]
+    users = [UserSuffix(5, (query, queries[0])) for query in queries]
     packed = pack(users, user_emb=USER_EMB, hidden_dim=3)
-    flat = packed.row_index_BR.reshape(-1)
-    assert flat[packed.flat_index_S].tolist() == list(range(len(packed.token_ids_S)))
+    everything = list(range(len(packed.token_ids_S)))
+    assert packed.row_index_BR.reshape(-1)[packed.flat_index_S].tolist() == everything
+    assert packed.query_index_QL.reshape(-1)[packed.query_place_S].tolist() == everything
 
 
 def test_a_soft_prompt_stands_between_query_and_user_emb_and_travels_once() -> None:
@@ -54,16 +60,20 @@ def test_a_soft_prompt_stands_between_query_and_user_emb_and_travels_once() -> N
     assert tuned.suffix_len == 4
 
 
+@pytest.mark.parametrize("precision", get_args(Precision))
 @pytest.mark.parametrize("rows", [None, ROWS_2])
-def test_inputs_have_the_manifests_names_dtypes_and_ranks(rows: np.ndarray | None) -> None:
+def test_inputs_have_the_manifests_names_order_dtypes_and_ranks(
+    rows: np.ndarray | None, precision: Precision
+) -> None:
     dims = ModelDims(
         num_layers=1, hidden_dim=3, num_heads=1, num_kv_heads=1, head_dim=1,
         intermediate_dim=1, event_dim=1, embedding_dim=1,
     )  # fmt: skip
     user = UserSuffix(2, (SuffixQuery((1,), rows),))
-    inputs = pack([user], user_emb=USER_EMB, hidden_dim=3).inputs()
-    specs = {s.name: s for s in suffix_spec(dims).inputs if "past" not in s.name}
-    assert inputs.keys() == specs.keys()
+    packed = pack([user], user_emb=USER_EMB, hidden_dim=3)
+    inputs = packed.inputs(by_query=asks_by_query(precision))
+    specs = {s.name: s for s in suffix_spec(dims, precision).inputs if "past" not in s.name}
+    assert list(inputs) == list(specs)
     for name, array in inputs.items():
         assert str(array.dtype) == specs[name].dtype
         assert array.ndim == len(specs[name].dims)
@@ -81,9 +91,10 @@ def test_a_part_of_a_step_is_the_step_of_its_users() -> None:
     part = part_of(pack(users, user_emb=99, hidden_dim=4), [2, 0])
     alone = pack([users[2], users[0]], user_emb=99, hidden_dim=4)
     assert part.packed.segment_ids_S.tolist() == [3, 3, 3, 3, 4, 4, 4, 0, 0, 0, 1, 1, 1, 1]
-    for name, array in part.packed.inputs().items():
-        if name not in ("segment_ids", "emb_index"):
-            np.testing.assert_array_equal(array, alone.inputs()[name], err_msg=name)
+    expected = alone.inputs(by_query=True)
+    for name, array in part.packed.inputs(by_query=True).items():
+        if name != "emb_index":
+            np.testing.assert_array_equal(array, expected[name], err_msg=name)
     # Rows come in the whole step's order of queries: user 0's two, then user 2's two.
     assert part.queries_Q.tolist() == [0, 1, 3, 4]
     assert part.packed.emb_index_Q.tolist() == [9, 13, 3, 6]
