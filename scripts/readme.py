@@ -9,6 +9,7 @@ import ast
 import json
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ SPOKEN_FOR = {
 }
 WITHOUT_DOCSTRING = {
     ".json": "data: see the module beside it",
-    ".toml": "data: see the module beside it",
     ".yaml": "buf's rules for protos/",
 }
 
@@ -111,7 +111,7 @@ def _is_shown(path: Path) -> bool:
 
 
 def promise(path: Path) -> str:
-    """First line of a file's docstring or comment, without its full stop."""
+    """First line of what a file says it is, without its full stop."""
     text = path.read_text()
     if path.suffix == ".py":
         first = (ast.get_docstring(ast.parse(text)) or "").splitlines()[:1]
@@ -121,6 +121,10 @@ def promise(path: Path) -> str:
         first = [next(line for line in text.splitlines() if line.startswith("# "))[2:]]
     elif path.suffix == "":
         first = [text.splitlines()[1].removeprefix("# ")]
+    elif path.suffix == ".toml":
+        opening = text.splitlines()[0]
+        told = tomllib.loads(text)
+        first = [opening[2:] if opening.startswith("# ") else told.get("about", told.get("title"))]
     else:
         first = [WITHOUT_DOCSTRING[path.suffix]]
     shown = first[0] if first else ""
