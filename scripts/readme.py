@@ -124,7 +124,8 @@ def promise(path: Path) -> str:
     elif path.suffix == ".toml":
         opening = text.splitlines()[0]
         told = tomllib.loads(text)
-        first = [opening[2:] if opening.startswith("# ") else told.get("about", told.get("title"))]
+        said = opening.removeprefix("# ")
+        first = [said if said != opening else str(told.get("about", told.get("title", "")))]
     else:
         first = [WITHOUT_DOCSTRING[path.suffix]]
     shown = first[0] if first else ""
