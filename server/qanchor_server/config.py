@@ -32,9 +32,9 @@ class ServerConfig(Config, frozen=True, kw_only=True):
     or TensorRT with plan files of `qanchor export --target tensorrt` (qanchor[tensorrt])."""
     intra_op_threads: int = 0
     """engine=cpu: threads of one graph operator; 0: as many as physical cores."""
-    allow_spinning: bool = False
-    """engine=cpu: let idle ONNX Runtime threads spin: a little lower latency for whole cores of
-    idle load."""
+    allow_spinning: bool = True
+    """engine=cpu: ONNX Runtime's threads spin between the operators of a step, never between steps:
+    steps of small models take some 15 % less. Switch it off where other work shares the cores."""
     device_id: int = 0
     """Number of the GPU."""
     cuda_graphs: bool = True

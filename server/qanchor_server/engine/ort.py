@@ -43,7 +43,7 @@ class OrtOptions:
     """How sessions are made; see ServerConfig for the trade-offs."""
 
     intra_op_threads: int = 0
-    allow_spinning: bool = False
+    allow_spinning: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -177,6 +177,8 @@ class OrtEngine:
         session_options.inter_op_num_threads = 1
         spinning = "1" if options.allow_spinning else "0"
         session_options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
+        # Between steps the cores belong to whoever receives and sends.
+        session_options.add_session_config_entry("session.force_spinning_stop", spinning)
         return open_session(self._bundle, graph, session_options)
 
     def _bind_past(self, binding: Any, kv_L2BGCK: KvArray) -> None:
