@@ -81,7 +81,8 @@ def load_triples(
     """
     row_of = {name: row for row, name in enumerate(view_names)}
     by_user: dict[int, list[tuple[Segment, int]]] = {}
-    ids_of: dict[str, tuple[int, ...]] = {}
+    query_ids: dict[str, tuple[int, ...]] = {}
+    answer_ids: dict[str, tuple[int, ...]] = {}
     topic_of: dict[str, int] = {}
     rows = zip(triples.views, triples.topics, triples.queries, triples.answers, strict=True)
     bar = tqdm(rows, desc="tokenising triples", unit="triple", total=len(triples.views))
@@ -93,11 +94,11 @@ def load_triples(
                 "is no train user",
                 "make the triples again",
             )
-        if query not in ids_of:
-            ids_of[query] = checkpoint.encode_query(query)
-        if answer not in ids_of:
-            ids_of[answer] = checkpoint.encode_answer(answer)
-        segment = Segment(ids_of[query], ids_of[answer])
+        if query not in query_ids:
+            query_ids[query] = checkpoint.encode_query(query)
+        if answer not in answer_ids:
+            answer_ids[answer] = checkpoint.encode_answer(answer)
+        segment = Segment(query_ids[query], answer_ids[answer])
         topic_number = topic_of.setdefault(topic, len(topic_of))
         by_user.setdefault(row_of[view.name], []).append((segment, topic_number))
     users = tuple(sorted(by_user))
