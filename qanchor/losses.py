@@ -35,6 +35,10 @@ class LossConfig(Config, frozen=True, kw_only=True):
     statistics_future_share: float = 0.2
     """Share of the statistics loss that is about train users' futures; the rest is about the
     history and the attributes."""
+    statistics_whitening: float = 0.0
+    """Power of a principal component's variance by which its weight in the statistics loss falls. 0
+    weighs columns alike, so that what many of them repeat counts many times; 1 weighs components
+    alike, down to those that hold little but noise."""
     yes_no_weight: float = 0.0
     """Weight of the yes/no loss (qanchor.train.yes_no): answers that begin with yes or no say which
     way u is to point, so that a scenario given as a question alone can be scored. 0, the paper's,
@@ -58,13 +62,9 @@ class LossConfig(Config, frozen=True, kw_only=True):
     drops its own similarities above s(u_i,v_i) + margin."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.statistics_future_share <= 1:
-            raise ConfigError(
-                "loss.statistics_future_share",
-                self.statistics_future_share,
-                "must be a share, 0 to 1",
-                "e.g. 0.2",
-            )
+        for name in ("statistics_future_share", "statistics_whitening"):
+            if not 0 <= (share := getattr(self, name)) <= 1:
+                raise ConfigError(f"loss.{name}", share, "must be from 0 to 1", "e.g. 0.5")
 
 
 def contrastive_loss(

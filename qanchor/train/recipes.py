@@ -123,8 +123,9 @@ def mini() -> Recipe:
             margin=None,
             drop_equal_answers=True,
             next_token_context="embedding",
-            statistics_weight=4.0,
+            statistics_weight=8.0,
             statistics_future_share=0.5,
+            statistics_whitening=0.25,
             yes_no_weight=0.5,
         ),
         # Three as-of days per train user: the same people, three times as much to predict.
@@ -132,9 +133,10 @@ def mini() -> Recipe:
         train=TrainConfig(
             optimizer="muon",
             learning_rate=1e-3,
-            steps=3800,
-            users_per_batch=32,
-            queries_per_user=6,
+            steps=2800,
+            # Statistics differ between users, not between questions: many users, few questions.
+            users_per_batch=64,
+            queries_per_user=3,
             warmup_steps=100,
             dtype="auto",
             evaluate_every=500,

@@ -63,11 +63,13 @@ def prepare(recipe: Recipe, dataset: Dataset, triples_path: Path) -> tuple[Check
 
 def fit_to_users(checkpoint: Checkpoint, corpus: PrefixCorpus) -> None:
     """Set what a fresh model takes from train users: adapters' norms, scales of statistics."""
-    model, train = checkpoint.model, checkpoint.meta.recipe.train
-    if train.centre_users:
-        centre_adapters(model, corpus, train.centre_users, train.seed)
+    model, recipe = checkpoint.model, checkpoint.meta.recipe
+    if recipe.train.centre_users:
+        centre_adapters(model, corpus, recipe.train.centre_users, recipe.train.seed)
     if model.statistics_head is not None and corpus.rendered.statistics is not None:
-        model.statistics_head.set_scale(corpus.rendered.statistics)
+        model.statistics_head.set_scale(
+            corpus.rendered.statistics, recipe.loss.statistics_whitening
+        )
 
 
 def statistic_space(recipe: Recipe, dataset: Dataset) -> StatisticSpace | None:

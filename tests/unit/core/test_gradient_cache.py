@@ -110,7 +110,7 @@ def test_statistics_in_pieces(
     picked = replace(picked, corpus=replace(picked.corpus, rendered=rendered))
     model = checkpoint.model
     model.statistics_head = StatisticsHead(checkpoint.meta.recipe.head.embedding_dim, space)
-    model.statistics_head.set_scale(np.stack(rows))
+    model.statistics_head.set_scale(np.stack(rows), whitening=0.5)
     loss = LossConfig(statistics_weight=2.0, statistics_future_share=0.3)
     whole, expected = gradients(Step(model=model, loss=loss), picked)
     pieces, found = gradients(Step(model=model, loss=loss, users_per_piece=3), picked)
