@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from qanchor.data.dataset import Dataset, open_dataset
@@ -42,15 +43,18 @@ def test_the_ablations_are_those_of_the_method(dataset: Dataset) -> None:
     assert runs["no contrastive loss"].recipe.loss.contrastive_weight == 0
     assert runs["no next-token loss"].recipe.loss.next_token_weight == 0
     assert runs["no statistics loss"].recipe.loss.statistics_weight == 0
-    alone = runs["next-token loss alone"].recipe.loss
-    assert (alone.contrastive_weight, alone.statistics_weight) == (0, 0)
+    paper = runs["the paper's losses"].recipe.loss
+    assert (paper.contrastive_weight, paper.next_token_context) == (1, "all")
+    assert (paper.statistics_weight, paper.yes_no_weight) == (0, 0)
+    alone = runs["the paper's losses without contrastive"].recipe.loss
+    assert alone == msgspec.structs.replace(paper, contrastive_weight=0)
     assert runs["with margin mask"].recipe.loss.margin == 0.1
     assert runs["user-only"].schema.query_template == ""
     # `mini` has no mask: the variant is base, and is not trained twice. Nor are tuned ones.
     for name in ("no margin mask", "tuned", "tuned without pre-training", "untrained"):
         assert runs[name].key == runs["base"].key
     others = [run.key for name, run in runs.items() if run.key != runs["base"].key]
-    assert len(set(others)) == len(others) == 10
+    assert len(set(others)) == len(others) == 11
 
 
 def test_smaller_sets_of_users_lie_within_larger_ones(dataset: Dataset) -> None:
