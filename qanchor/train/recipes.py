@@ -133,7 +133,7 @@ def mini() -> Recipe:
         train=TrainConfig(
             optimizer="muon",
             learning_rate=1e-3,
-            steps=2800,
+            steps=3800,
             # Statistics differ between users, not between questions: many users, few questions.
             users_per_batch=64,
             queries_per_user=3,
