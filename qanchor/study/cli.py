@@ -15,7 +15,8 @@ study is a TOML file of variants; built in are
   scaling    curves over train users, steps and soft-prompt rows
 
 Every variant is a whole training; --set train.steps=... and --only make a study shorter. It can be
-killed at any time: started again, it goes on, and what is finished is not done again.
+killed at any time: started again, it goes on, and what is finished is not done again. A GPU takes
+several small models at once: --jobs 8.
 
   qanchor study ablation data/oulad studies/oulad-ablation --recipe mini
   qanchor study scaling data/oulad studies/oulad-scaling --only prompt --set-tune steps=200
@@ -41,6 +42,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--max-users", type=int, default=0, help="users per split that are judged (0 = all)"
     )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="variants that train at once, sharing cores or a GPU, several GB of RAM each",
+    )
     add_set_argument(parser, "--set train.steps=500 (the recipe of all variants)")
     parser.add_argument(
         "--set-tune",
@@ -60,14 +67,18 @@ def run(args: argparse.Namespace) -> int:
     from qanchor import config
     from qanchor.config import override
     from qanchor.data.dataset import open_dataset
+    from qanchor.errors import ConfigError
     from qanchor.report.document import write_html
     from qanchor.study.plan import read_study
     from qanchor.study.report import document
     from qanchor.study.results import markdown_table
-    from qanchor.study.runner import StudyConfig, StudyInput, run_study
+    from qanchor.study.runner import StudyInput, run_study
+    from qanchor.study.work import StudyConfig
     from qanchor.train.recipes import recipe_named
     from qanchor.tune.config import TuneConfig
 
+    if args.jobs < 1:
+        raise ConfigError("--jobs", args.jobs, "must be at least 1", "1 runs variants in turn")
     given = StudyInput(
         study=read_study(args.study).only(args.only),
         recipe=override(recipe_named(args.recipe), args.assignments),
@@ -75,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         settings=StudyConfig(tune=override(TuneConfig(), args.set_tune), max_users=args.max_users),
         triples=args.triples,
     )
-    result = run_study(given, args.out)
+    result = run_study(given, args.out, args.jobs)
     table = markdown_table(result)
     config.save(result, args.out / "study.json")
     (args.out / "study.md").write_text(f"# {result.title}: {result.dataset}\n\n{table}\n")

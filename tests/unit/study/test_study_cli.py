@@ -1,4 +1,4 @@
-"""`qanchor study` on a small wallet: killed, gone on with, finished, and not done twice."""
+"""`qanchor study` on a small wallet: killed, gone on with, finished; side by side as in turn."""
 
 import json
 from pathlib import Path
@@ -118,9 +118,24 @@ def test_a_killed_study_goes_on_and_a_finished_one_only_reads(
 
     monkeypatch.setattr(runs, "pretrain", never)
     monkeypatch.setattr(runs, "resume", never)
-    monkeypatch.setattr("qanchor.study.runner.load_checkpoint", never)
+    monkeypatch.setattr("qanchor.study.work.load_checkpoint", never)
     assert main(words) == 0
     assert config.load(StudyResult, out / "study.json").outcomes == result.outcomes
+
+
+def test_variants_side_by_side_come_out_as_in_turn(wallet: Path, tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(STUDY)
+    results = []
+    for jobs in (1, 2):
+        out = tmp_path / f"study{jobs}"
+        words = ["study", str(tmp_path / "small.toml"), str(wallet), str(out), f"--jobs={jobs}"]
+        for assignment in TINY:
+            words += ["--set", assignment]
+        words += ["--set-tune", "steps=2", "--set-tune", "max_train_users=40"]
+        assert main(words) == 0
+        assert len(list((out / "runs").iterdir())) == 3, "variants that agree share a run"
+        results.append(config.load(StudyResult, out / "study.json"))
+    assert results[0].outcomes == results[1].outcomes
 
 
 def test_wrong_use_is_told_before_any_work(
@@ -131,4 +146,6 @@ def test_wrong_use_is_told_before_any_work(
     assert "did you mean 'no user token'" in capsys.readouterr().err
     assert main([*base, "--set-tune", "step=1"]) == 2
     assert "did you mean 'steps'" in capsys.readouterr().err
+    assert main([*base, "--jobs", "0"]) == 2
+    assert "--jobs" in capsys.readouterr().err
     assert not (tmp_path / "study").exists()
