@@ -153,10 +153,10 @@ class BatchOrder:
         batches: list[npt.NDArray[np.int64]] = []
         for start in range(0, len(order), size * BUCKET_BATCHES):
             bucket = order[start : start + size * BUCKET_BATCHES]
+            # Who waits for the next epoch is drawn before sorting: else it is who has most events.
+            bucket = bucket[: len(bucket) // size * size]
             bucket = bucket[np.argsort(self.prefix_lens[bucket], kind="stable")]
-            batches.extend(
-                bucket[first : first + size] for first in range(0, len(bucket) - size + 1, size)
-            )
+            batches.extend(bucket[first : first + size] for first in range(0, len(bucket), size))
         if not batches:
             batches = [order]
         return [batches[index] for index in rng.permutation(len(batches))]

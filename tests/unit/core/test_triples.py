@@ -1,9 +1,11 @@
-"""Triples as the training loop holds them."""
+"""Triples as the training loop holds them, and the order in which it visits them."""
+
+import numpy as np
 
 from qanchor.checkpoint import Checkpoint
 from qanchor.data.views import View
 from qanchor.train.batches import Segment
-from qanchor.train.triples import TripleTexts, load_triples
+from qanchor.train.triples import BatchOrder, TripleTexts, UserTriples, load_triples
 
 
 def test_a_text_may_be_question_and_answer(checkpoint: Checkpoint) -> None:
@@ -17,3 +19,23 @@ def test_a_text_may_be_question_and_answer(checkpoint: Checkpoint) -> None:
         Segment(checkpoint.encode_query("How active?"), checkpoint.encode_answer(text)),
     )
     assert segments[0].query != segments[1].answer
+
+
+def test_users_of_few_batches_wait_in_turn() -> None:
+    """Seven users in batches of two: one waits each epoch, and not always who has most events."""
+    segments = ((Segment((1,), (2,)),),) * 7
+    order = BatchOrder(
+        triples=UserTriples(tuple(range(7)), segments, ((0,),) * 7),
+        topic_share=np.ones(1),
+        prefix_lens=np.arange(10, 80, 10),
+        users_per_batch=2,
+        queries_per_user=1,
+        seed=0,
+    )
+    assert order.batches_per_epoch == 3
+    waiting = set()
+    for epoch in range(60):
+        seen = [user for index in range(3) for user in order.batch(3 * epoch + index)[0]]
+        assert len(set(seen)) == 6
+        waiting |= set(range(7)) - set(seen)
+    assert waiting == set(range(7))
