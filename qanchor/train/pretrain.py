@@ -42,6 +42,7 @@ from qanchor.train.scalars import Scalars
 from qanchor.train.source import BatchSource, Picked, Sources
 from qanchor.train.sources import fresh_sources, mend_shards, sources_again
 from qanchor.train.step import Step, StepLosses, autocast_dtype
+from qanchor.train.thinning import thinned
 from qanchor.train.yes_no import yes_no_of
 
 __all__ = ["LATEST", "METRICS_FILE", "UNTRAINED", "Trainer", "pretrain", "resume"]
@@ -198,7 +199,7 @@ class Trainer:
         self.step.model.train()
         set_learning_rate(self.optimizers, self.number, self.recipe.train)
         self.step.model.zero_grad(set_to_none=True)
-        losses = backward(self.step, self.training.batch(self.number), is_masked=self._is_masked)
+        losses = backward(self.step, self._batch(), is_masked=self._is_masked)
         norm = self.placement.settle_gradients(self.recipe.train.max_grad_norm)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -207,6 +208,15 @@ class Trainer:
             **losses.by_name(),
             "grad_norm": norm.item(),
         }
+
+    def _batch(self) -> Picked:
+        picked, train = self.training.batch(self.number), self.recipe.train
+        if not train.event_dropout:
+            return picked
+        # By step alone: the same on every process and after every restart.
+        return thinned(
+            picked, train.event_dropout, np.random.default_rng([train.seed, 9, self.number])
+        )
 
     @property
     def _is_masked(self) -> bool:

@@ -53,7 +53,8 @@ def losses(run_dir: Path, term: str = "loss") -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("is_trained", "optimizer"), [("true", "adamw"), ("false", "adamw"), ("false", "muon")]
+    ("is_trained", "optimizer", "event_dropout"),
+    [("true", "adamw", 0.2), ("false", "adamw", 0), ("false", "muon", 0.2)],
 )
 def test_a_run_killed_and_resumed_has_the_same_losses_to_the_bit(
     recipe: Recipe,
@@ -62,9 +63,15 @@ def test_a_run_killed_and_resumed_has_the_same_losses_to_the_bit(
     monkeypatch: pytest.MonkeyPatch,
     is_trained: str,
     optimizer: str,
+    event_dropout: float,
 ) -> None:
     recipe = override(
-        recipe, [f"event_encoder.is_trained={is_trained}", f"train.optimizer={optimizer}"]
+        recipe,
+        [
+            f"event_encoder.is_trained={is_trained}",
+            f"train.optimizer={optimizer}",
+            f"train.event_dropout={event_dropout}",
+        ],
     )
     dataset, triples = open_dataset(wallet / "data"), wallet / "triples.parquet"
     pretrain(recipe, dataset, triples, tmp_path / "whole")
