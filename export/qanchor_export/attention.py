@@ -133,8 +133,13 @@ class PackedAttention:
         self._own: Rows | OneRow
         self._users, self._own = rows or (OneRow(), OneRow())
         self._is_one_row = rows is None
-        angles = _angles(decoder, positions_T)
-        self._cos, self._sin = torch.cos(angles), torch.sin(angles)
+        # A half turns by what the other half is times plus or minus a sine.
+        half = decoder.head_dim // 2
+        signs_K = torch.cat([torch.full((half,), -1.0), torch.ones(half)])
+        angles_T1K = torch.cat([_angles(decoder, positions_T)] * 2, dim=-1) * signs_K
+        self._cos_T1K, self._sin_T1K = torch.cos(angles_T1K), torch.sin(angles_T1K)
+        self._turns: dict[int, tuple[Tensor, Tensor]] = {}
+        """By number of heads, made once for all layers."""
         self._past_B11C = as_bias(past_BC[:, None, None, :])
         columns_L = torch.arange(own_len)
         causal_LSL = (columns_L[:, None] >= columns_L)[:, None, :].expand(
@@ -192,9 +197,14 @@ class PackedAttention:
 
     def _rotate(self, states_THK: Tensor) -> Tensor:
         """RoPE over split halves, as Qwen2 pairs dimensions."""
-        cos, sin = self._cos, self._sin
-        first, second = torch.split(states_THK, states_THK.shape[-1] // 2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        num_heads, head_dim = states_THK.shape[1:]
+        if num_heads not in self._turns:
+            # As large as the states: broadcasting short rows takes a CPU twice as long.
+            size = (-1, num_heads, -1)
+            self._turns[num_heads] = self._cos_T1K.expand(size), self._sin_T1K.expand(size)
+        cos_THK, sin_THK = self._turns[num_heads]
+        first, second = torch.split(states_THK, head_dim // 2, dim=-1)
+        return states_THK * cos_THK + torch.cat([second, first], dim=-1) * sin_THK
 
 
 class GridAttention:

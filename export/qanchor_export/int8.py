@@ -41,8 +41,7 @@ class Int8Projection(Projection):
 
     def forward(self, rows_TI: Tensor) -> Tensor:
         """[T, I] to [T, O]."""
-        highest_T1, lowest_T1 = rows_TI.amax(-1, keepdim=True), rows_TI.amin(-1, keepdim=True)
-        peak_T1 = torch.maximum(highest_T1, -lowest_T1).clamp(min=_LEAST_PEAK)
+        peak_T1 = rows_TI.abs().amax(-1, keepdim=True).clamp(min=_LEAST_PEAK)
         row_scale_T1 = peak_T1 * (1.0 / PEAK)
         if torch.onnx.is_in_onnx_export():
             product_TO = self._exported(rows_TI, row_scale_T1)
