@@ -199,7 +199,7 @@ class PackedAttention:
         """RoPE over split halves, as Qwen2 pairs dimensions."""
         num_heads, head_dim = states_THK.shape[1:]
         if num_heads not in self._turns:
-            # As large as the states: broadcasting short rows takes a CPU twice as long.
+            # As large as the states: a CPU multiplies them faster than rows it has to broadcast.
             size = (-1, num_heads, -1)
             self._turns[num_heads] = self._cos_T1K.expand(size), self._sin_T1K.expand(size)
         cos_THK, sin_THK = self._turns[num_heads]

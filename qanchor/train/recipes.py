@@ -144,7 +144,7 @@ def mini() -> Recipe:
             optimizer="muon",
             learning_rate=1e-3,
             steps=2400,
-            # Without it, more steps learn train users' futures by heart.
+            # Long runs without it learn train users' futures by heart.
             event_dropout=0.2,
             # Statistics differ between users, not between questions: many users, few questions.
             users_per_batch=64,
