@@ -24,6 +24,8 @@ from qanchor.data.grounded import Answered, capitalised, days_phrase
 from qanchor.data.topics import TopicPool
 
 HORIZONS_DAYS = (14, 30, 60)
+_PERIODS = {14: "two weeks", 30: "month", 60: "two months"}
+"""The same after "the next"; a topic file may put it there."""
 
 _BINS = ((0, 6, "week 1"), (7, 13, "week 2"), (14, 29, "weeks 3-4"), (30, 59, "month 2"))
 _PER_BIN = 2
@@ -70,9 +72,9 @@ def answer_futures(
     """Answer up to `num_answers` different questions about what comes, each over some horizon.
 
     Wide questions (what will happen, what changes) and narrow ones (whether, how often, on so many
-    days or more, when, more or less than before, how high) about everything, each modality and
-    each topic that asks for a habit: together they cover what may be asked of a user's future. Of
-    some, yes means more activity, of others less, so that yes has to be read with its question.
+    days or more, when, whether more or less than before, how high) about everything, each modality
+    and each topic that asks for a habit: together they cover what may be asked of a user's future.
+    Of some, yes means more activity, of others less, so that yes has to be read with its question.
     """
     horizons = [days for days in HORIZONS_DAYS if days <= future.num_days] or [future.num_days]
     modalities = sorted({modality for modality, _ in (*history.by_category, *future.by_category)})
@@ -96,6 +98,7 @@ def answer_futures(
             ("trend", horizons[:2]),
             ("stop", horizons[:2]),
             ("fall", horizons[:2]),
+            ("grow", horizons[:2]),
             ("next", horizons[-1:]),
             ("value", horizons[-1:] if subject.name in pool.words.values else []),
         )
@@ -110,7 +113,11 @@ def answer_futures(
         user = FutureUser(history=history, future=future.between(0, days - 1))
         count = rng.choice([count for count in _COUNTS if count <= days])
         query = rng.choice(pool.futures[kind]).format(
-            subject=pool.words.subject, about=subject.about, days=days, count=count
+            subject=pool.words.subject,
+            about=rng.choice((subject.about, *pool.words.synonyms.get(subject.about, ()))),
+            days=days,
+            period=_PERIODS.get(days, f"{days} days"),
+            count=count,
         )
         answer = (_ANSWERS | {"at_least": partial(_at_least, count=count)})[kind](
             user, pool, subject
@@ -202,6 +209,12 @@ def _fall(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
     """Whether it comes to less than half of an equally long stretch of history."""
     before, now = _before_and_now(user, pool, subject)
     return f"{'yes' if 2 * now < before else 'no'}: {now} after {before}."
+
+
+def _grow(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
+    """Whether it comes to more than in an equally long stretch of history."""
+    before, now = _before_and_now(user, pool, subject)
+    return f"{'yes' if now > before else 'no'}: {now} after {before}."
 
 
 def _trend(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
@@ -312,6 +325,7 @@ _ANSWERS: dict[str, Callable[[FutureUser, TopicPool, Subject], str]] = {
     "often": _often,
     "stop": _stop,
     "fall": _fall,
+    "grow": _grow,
     "trend": _trend,
     "next": _next,
     "value": _value,

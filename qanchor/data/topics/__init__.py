@@ -90,6 +90,8 @@ class TopicFile(Config, frozen=True, kw_only=True):
     """Event types in which the user does nothing, e.g. a missed deadline: no active day."""
     words: dict[str, str] = msgspec.field(default_factory=dict)
     """Modality or event type in words: modalities fit before "activity", event types in lists."""
+    synonyms: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """Other words for what a topic or modality is about, by those words. Asked with as well."""
     values: dict[str, ValueMeaning] = msgspec.field(default_factory=dict)
     """Per modality whose `value` is worth telling."""
     topics: tuple[Topic, ...] = ()
@@ -109,7 +111,7 @@ class TopicPool(Config, frozen=True, kw_only=True):
     aggregates: dict[str, Phrasing]
     """Phrasings by aggregate."""
     futures: dict[str, tuple[str, ...]]
-    """Queries about what comes, by kind. Fields: subject, about, days, and count for at_least."""
+    """Queries about what comes, by kind. Fields: as in generic.toml."""
 
     def word(self, name: str) -> str:
         """A modality or event type in words."""
@@ -174,6 +176,12 @@ def _check(own: TopicFile, schema: ProfileSchema, attributes: tuple[str, ...], w
             if column not in attributes:
                 rule = "columns must be attributes of the data set"
                 raise ConfigError(field, column, rule, "correct the topic file")
+    known = {own.everything, *(topic.about for topic in own.topics)}
+    known |= {own.words.get(name, name.replace("_", " ")) for name in modalities}
+    for words in own.synonyms:
+        if words not in known:
+            rule = f"must be what a topic or modality is about: {', '.join(sorted(known))}"
+            raise ConfigError(f"{where}: synonyms", words, rule, "correct the topic file")
     for name in own.values:
         if name not in modalities:
             rule = f"must be one of {', '.join(sorted(modalities))}"

@@ -156,6 +156,9 @@ def test_a_future_answer_tells_days_categories_and_change(write_tiny: Any) -> No
         "future_fall_overall_14d": "Yes: 4 after 14.",
         "future_fall_visit_14d": "Yes: 3 after 14.",
         "future_fall_order_14d": "No: 1 after 0.",
+        "future_grow_overall_14d": "No: 4 after 14.",
+        "future_grow_visit_14d": "No: 3 after 14.",
+        "future_grow_order_14d": "Yes: 1 after 0.",
         "future_trend_overall_14d": "It falls sharply: 4 after 14.",
         "future_trend_visit_14d": "It falls sharply: 3 after 14.",
         "future_trend_order_14d": "It begins: 1 after 0.",
@@ -177,6 +180,24 @@ def test_at_least_is_asked_with_a_number_of_days(write_tiny: Any) -> None:
         told[count] = asked.answer
     yes, no = "Yes: 6 of 14 days.", "No: 6 of 14 days."
     assert told == {1: yes, 2: yes, 3: yes, 5: yes, 8: no, 12: no}
+
+
+def test_questions_vary_in_words_but_not_in_what_they_ask(write_tiny: Any) -> None:
+    path = write_tiny()
+    (path / "topics.toml").write_text('[synonyms]\nvisit = ["browsing", "page view"]\n')
+    dataset = open_dataset(path)
+    pool = load_topics(path, "tiny", dataset.schema, ())
+    later = collect([_event(0, "home")], AS_OF_S, 0, 14)
+    asked = {
+        each.query: each.answer
+        for seed in range(80)
+        for each in answer_futures(_history(_event(-1, "home")), later, pool, 99, Random(seed))
+        if each.topic == "future_stop_visit_14d"
+    }
+    for words in ("visit", "browsing", "page view", "14 days", "two weeks"):
+        assert any(words in query for query in asked), words
+    assert len(asked) > 2 * len(pool.futures["stop"])
+    assert set(asked.values()) == {"No, rarely: 1 of 14 days."}
 
 
 def test_an_empty_future_says_so(write_tiny: Any) -> None:
@@ -266,6 +287,7 @@ def test_packaged_topics_fit_their_data_set(config: DatasetConfig, tmp_path: Pat
         ('[[topics]]\nname="t"\naggregate="attribute"\nabout="x"\ncolumns=["agee"]\n', "agee"),
         ('[values.visits]\nunit = "u"\nlow = 1\nhigh = 2\n', "visits"),
         ('[[topics]]\nname = "t"\naggregate = "average"\nabout = "x"\n', "average"),
+        ('[synonyms]\nvisits = ["browsing"]\n', "visits"),
     ],
 )
 def test_a_topic_file_that_does_not_fit_is_refused(write_tiny: Any, text: str, value: str) -> None:
