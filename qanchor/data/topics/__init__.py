@@ -91,7 +91,8 @@ class TopicFile(Config, frozen=True, kw_only=True):
     words: dict[str, str] = msgspec.field(default_factory=dict)
     """Modality or event type in words: modalities fit before "activity", event types in lists."""
     synonyms: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
-    """Other words for what a topic or modality is about, by those words. Asked with as well."""
+    """Other words for what a topic or modality is about, by those words; questions about what
+    comes use them in turn. They too fit before "activity"."""
     values: dict[str, ValueMeaning] = msgspec.field(default_factory=dict)
     """Per modality whose `value` is worth telling."""
     topics: tuple[Topic, ...] = ()
