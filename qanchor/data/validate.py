@@ -10,12 +10,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from qanchor.config import load
+from qanchor.config import load, nearest
 from qanchor.data import dataset
 from qanchor.data.dataset import SPLITS, DatasetConfig
 from qanchor.data.event_stream import EVENT_COLUMNS
 from qanchor.data.findings import Findings, Report, Rows, open_table
 from qanchor.data.profile import MAX_TEXT_CHARS
+from qanchor.data.topics import TOPICS_FILE, load_topics
 from qanchor.errors import ConfigError
 
 _BATCH_ROWS = 1 << 17
@@ -31,7 +32,8 @@ def validate_dataset(path: str | Path, *, max_problems: int = 100) -> Report:
     if config is not None:
         users = _check_users(directory / dataset.USERS_FILE, config, findings)
         if users is not None:
-            _check_all_events(directory, config, users, findings)
+            event_types = _check_all_events(directory, config, users, findings)
+            _check_topics(directory, config, event_types, findings)
             scenarios = _check_scenarios(directory / dataset.SCENARIOS_FILE, findings)
             labels = directory / dataset.LABELS_FILE
             if labels.is_file() and scenarios is not None:
@@ -106,20 +108,24 @@ def _is_date(text: str | None) -> bool:
 
 def _check_all_events(
     directory: Path, config: DatasetConfig, users: _Users, findings: Findings
-) -> None:
-    _check_events(directory / dataset.EVENTS_FILE, config, users, findings)
+) -> set[str]:
+    """Check history and future; the event types there are."""
+    event_types = _check_events(directory / dataset.EVENTS_FILE, config, users, findings)
     path = directory / dataset.FUTURE_FILE
     if path.is_file():
-        _check_events(path, config, users, findings)
+        event_types |= _check_events(path, config, users, findings)
     elif config.future_days:
         rule = f"future_days is {config.future_days} but the file is missing"
         findings.add(path.name, "-", str(path), rule, "add it or set future_days to 0")
+    return event_types
 
 
-def _check_events(path: Path, config: DatasetConfig, users: _Users, findings: Findings) -> None:
+def _check_events(path: Path, config: DatasetConfig, users: _Users, findings: Findings) -> set[str]:
+    """Check one file of events; the event types in it."""
+    event_types: set[str] = set()
     file = open_table(path, EVENT_COLUMNS, findings)
     if file is None:
-        return
+        return event_types
     is_future = path.name == dataset.FUTURE_FILE
     first, last_row = 0, None
     with file:
@@ -128,6 +134,9 @@ def _check_events(path: Path, config: DatasetConfig, users: _Users, findings: Fi
             rows = Rows(path.name, first, table, findings)
             rows.flag_nulls(("user_id", "day", "modality", "event_type", "text"))
             _check_words(rows, config)
+            event_types.update(
+                table["event_type"].cast(pa.string()).unique().drop_null().to_pylist()
+            )
             _check_order(rows, last_row)
             place = users.place(rows)
             asof_day = pc.take(users.asof_day, place)
@@ -143,6 +152,27 @@ def _check_events(path: Path, config: DatasetConfig, users: _Users, findings: Fi
                 rows.flag("day", is_late, rule, "drop the row: it is in the future")
             first += batch.num_rows
             last_row = table.slice(batch.num_rows - 1) if batch.num_rows else last_row
+    return event_types
+
+
+def _check_topics(
+    directory: Path, config: DatasetConfig, event_types: set[str], findings: Findings
+) -> None:
+    """The data set's own words and questions, if it has any."""
+    if not (directory / TOPICS_FILE).is_file():
+        return
+    try:
+        pool = load_topics(directory, config.name, config.profile, config.attributes)
+    except ConfigError as error:
+        findings.add(TOPICS_FILE, error.field, error.value, error.rule, error.remedy)
+        return
+    named = [("passive", name) for name in pool.words.passive]
+    named += [(topic.name, name) for topic in pool.words.topics for name in topic.event_types]
+    for where, name in named:
+        # None at all: the events could not be read, which is a problem of its own.
+        if event_types and name not in event_types:
+            rule = "must be an event type of some event"
+            findings.add(TOPICS_FILE, where, name, rule, nearest(name, sorted(event_types)))
 
 
 def _check_words(rows: Rows, config: DatasetConfig) -> None:

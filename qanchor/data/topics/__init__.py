@@ -5,7 +5,9 @@ in the data set's own directory, which wins) names the data set's modalities and
 words and adds topics of its own. The answers are computed in `grounded` and `futures`.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
+from string import Formatter
 from typing import Literal
 
 import msgspec
@@ -129,7 +131,7 @@ def load_topics(
     path = next((path for path in candidates if path.is_file()), None)
     own = load(TopicFile, path) if path else TopicFile()
     pool = TopicPool(words=own, topics=(), aggregates=generic.aggregates, futures=generic.futures)
-    _check(own, schema, attributes, str(path))
+    _check(pool, schema, attributes, str(path))
     topics = (*own.topics, *_generic_topics(pool, schema, attributes))
     return TopicPool(
         words=own,
@@ -166,24 +168,42 @@ def _generic_topics(
     return topics
 
 
-def _check(own: TopicFile, schema: ProfileSchema, attributes: tuple[str, ...], where: str) -> None:
+def _check(pool: TopicPool, schema: ProfileSchema, attributes: tuple[str, ...], where: str) -> None:
+    own, remedy = pool.words, "correct the topic file"
     modalities = {spec.name for spec in schema.modalities if spec.kind == "events"}
     for topic in own.topics:
         field = f"{where}: topics.{topic.name}"
         if topic.modality and topic.modality not in modalities:
             rule = f"modality must be one of {', '.join(sorted(modalities))}"
-            raise ConfigError(field, topic.modality, rule, "correct the topic file")
+            raise ConfigError(field, topic.modality, rule, remedy)
         for column in topic.columns:
             if column not in attributes:
                 rule = "columns must be attributes of the data set"
-                raise ConfigError(field, column, rule, "correct the topic file")
+                raise ConfigError(field, column, rule, remedy)
+        generic = pool.aggregates[topic.aggregate]
+        fields = {"subject", "about", *_fields((*generic.queries, *generic.answers))}
+        for text in (*topic.queries, *topic.answers):
+            if not _fields((text,)) <= fields:
+                rule = f"may have fields in braces, of these only: {', '.join(sorted(fields))}"
+                raise ConfigError(field, text, rule, remedy)
     known = {own.everything, *(topic.about for topic in own.topics)}
-    known |= {own.words.get(name, name.replace("_", " ")) for name in modalities}
+    known |= {pool.word(name) for name in modalities}
     for words in own.synonyms:
         if words not in known:
             rule = f"must be what a topic or modality is about: {', '.join(sorted(known))}"
-            raise ConfigError(f"{where}: synonyms", words, rule, "correct the topic file")
+            raise ConfigError(f"{where}: synonyms", words, rule, remedy)
     for name in own.values:
         if name not in modalities:
             rule = f"must be one of {', '.join(sorted(modalities))}"
-            raise ConfigError(f"{where}: values", name, rule, "correct the topic file")
+            raise ConfigError(f"{where}: values", name, rule, remedy)
+
+
+def _fields(texts: Iterable[str]) -> set[str]:
+    """Names in braces; what is no name where braces do not match."""
+    found: set[str] = set()
+    for text in texts:
+        try:
+            found |= {name for _, name, _, _ in Formatter().parse(text) if name is not None}
+        except ValueError as error:
+            found.add(str(error))
+    return found

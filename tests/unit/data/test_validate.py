@@ -131,6 +131,36 @@ def test_scenarios_need_unique_names_and_a_question(write_tiny: Any) -> None:
     assert found == {(0, "question"), (1, "name")}
 
 
+TOPIC = '[[topics]]\nname = "t"\naggregate = "trend"\nabout = "x"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('passive = ["hom"]\n', "hom"),
+        (TOPIC + 'event_types = ["home", "bui"]\n', "bui"),
+        (TOPIC + 'modality = "vist"\n', "vist"),
+        (TOPIC + 'queries = ["Is {subject} {busy}?"]\n', "Is {subject} {busy}?"),
+        (TOPIC + 'answers = ["It {trend", "so."]\n', "It {trend"),
+    ],
+)
+def test_a_topic_file_is_held_against_the_data(write_tiny: Any, text: str, value: str) -> None:
+    path = write_tiny()
+    (path / "topics.toml").write_text('passive = ["home"]\n')
+    assert validate_dataset(path).problems == ()
+    (path / "topics.toml").write_text(text)
+    (problem,) = validate_dataset(path).problems
+    assert (problem.file, problem.value) == ("topics.toml", value)
+
+
+def test_topics_are_not_blamed_for_events_that_cannot_be_read(write_tiny: Any) -> None:
+    path = write_tiny()
+    (path / "topics.toml").write_text('passive = ["home"]\n')
+    (path / EVENTS).write_bytes(b"not parquet")
+    (path / FUTURE).write_bytes(b"not parquet")
+    assert {one.file for one in validate_dataset(path).problems} == {EVENTS, FUTURE}
+
+
 def test_a_schema_that_cannot_be_read_is_one_problem(write_tiny: Any) -> None:
     path = write_tiny()
     (path / "schema.json").write_text("{")
