@@ -21,6 +21,7 @@ vectors and hand-made features; then zero-shot scoring, what a query changes, wh
 token looks, and plots. --without leaves parts out; --max-users makes it quicker and noisier.
 
   qanchor eval runs/oulad/checkpoint data/oulad --out eval.json --report eval.html
+  qanchor eval runs/oulad/checkpoint data/oulad --wordings wordings.json --report eval.html
   qanchor eval runs/oulad/checkpoint data/oulad --scenarios tuned.json \\
       --also user-only=studies/oulad/runs/KEY/checkpoint --report eval.html
 
@@ -58,6 +59,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="FILE",
         help="JSON or TOML with lists `yes` and `no` of answer texts for zero-shot scoring, and "
         "under `scenarios` a scenario's own",
+    )
+    parser.add_argument(
+        "--wordings",
+        type=Path,
+        metavar="FILE",
+        help="JSON or TOML: scenario name to a list of other questions that ask the same, each "
+        "scored zero-shot on the test users: how far the words matter",
     )
     parser.add_argument(
         "--without",
@@ -122,7 +130,7 @@ def _settings(args: argparse.Namespace, scenarios: "tuple[Scenario, ...]") -> "E
     import msgspec
 
     from qanchor.config import nearest, override
-    from qanchor.eval.config import PARTS, EvalConfig, read_answers
+    from qanchor.eval.config import PARTS, EvalConfig, read_answers, read_wordings
 
     for part in args.without:
         if part not in PARTS:
@@ -135,6 +143,9 @@ def _settings(args: argparse.Namespace, scenarios: "tuple[Scenario, ...]") -> "E
     if args.answers:
         answers = read_answers(args.answers, scenarios)
         settings = msgspec.structs.replace(settings, answers=answers)
+    if args.wordings:
+        wordings = read_wordings(args.wordings, scenarios)
+        settings = msgspec.structs.replace(settings, wordings=wordings)
     return settings
 
 

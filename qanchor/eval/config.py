@@ -60,6 +60,8 @@ class EvalConfig(Config, frozen=True, kw_only=True):
     """Test users per plot, at most."""
     answers: AnswerFile = AnswerFile()
     """Answer texts of zero-shot scoring."""
+    wordings: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """By scenario name: other questions that ask the same, for zero-shot scoring."""
 
 
 def read_answers(path: Path, scenarios: tuple[Scenario, ...]) -> AnswerFile:
@@ -70,3 +72,18 @@ def read_answers(path: Path, scenarios: tuple[Scenario, ...]) -> AnswerFile:
         if name not in names:
             raise ConfigError(f"{path}: scenarios", name, "no such scenario", nearest(name, names))
     return file
+
+
+def read_wordings(path: Path, scenarios: tuple[Scenario, ...]) -> dict[str, tuple[str, ...]]:
+    """Other questions by scenario, of a JSON or TOML file.
+
+    Raises ConfigError for a scenario not there and for one without a question.
+    """
+    wordings = load(dict[str, tuple[str, ...]], path)
+    names = [scenario.name for scenario in scenarios]
+    for name, questions in wordings.items():
+        if name not in names:
+            raise ConfigError(str(path), name, "no such scenario", nearest(name, names))
+        if not questions or not all(question.strip() for question in questions):
+            raise ConfigError(f"{path}: {name}", questions, "needs questions", "ask something")
+    return wordings

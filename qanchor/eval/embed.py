@@ -35,27 +35,31 @@ def embed_users(
 
 @torch.inference_mode()
 def embed_corpus(
-    checkpoint: Checkpoint, corpus: PrefixCorpus, queries: Sequence[str | Scenario]
+    checkpoint: Checkpoint,
+    corpus: PrefixCorpus,
+    queries: Sequence[str | Scenario],
+    users: Sequence[int] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Anchor embeddings [U, Q, Z] of every user of the corpus for every query.
 
-    A text is asked as it stands, a scenario with its soft prompt. Raises ConfigError for a soft
-    prompt of another width than the decoder's.
+    `users`: only these of the corpus, in this order. A text is asked as it stands, a scenario with
+    its soft prompt. Raises ConfigError for a soft prompt of another width than the decoder's.
     """
     checkpoint.model.eval()
     segments = [segment_of(checkpoint, query) for query in queries]
-    num_users = len(corpus.rendered.user_ids)
-    order = np.argsort([corpus.prefix_len(user) for user in range(num_users)], kind="stable")
+    chosen = np.arange(len(corpus.rendered.user_ids)) if users is None else np.asarray(users)
+    num_users = len(chosen)
+    order = np.argsort([corpus.prefix_len(user) for user in chosen.tolist()], kind="stable")
     embedding_dim = checkpoint.meta.recipe.head.embedding_dim
     embeddings_UQZ = np.empty((num_users, len(queries), embedding_dim), dtype=np.float32)
     device = checkpoint.model.head.up.weight.device
     bar = tqdm(total=num_users, desc=f"embedding at step {checkpoint.meta.step}", unit="user")
     for start in range(0, num_users, USERS_PER_BATCH):
-        users = order[start : start + USERS_PER_BATCH].tolist()
-        batch = anchor_batch(corpus, users, [segments] * len(users)).to(device)
+        places = order[start : start + USERS_PER_BATCH]
+        batch = anchor_batch(corpus, chosen[places].tolist(), [segments] * len(places)).to(device)
         anchor_QZ, _ = checkpoint.model.anchor(batch)
-        embeddings_UQZ[users] = anchor_QZ.reshape(len(users), len(queries), -1).cpu().numpy()
-        bar.update(len(users))
+        embeddings_UQZ[places] = anchor_QZ.reshape(len(places), len(queries), -1).cpu().numpy()
+        bar.update(len(places))
     bar.close()
     return embeddings_UQZ
 

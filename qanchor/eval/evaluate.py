@@ -19,7 +19,7 @@ from qanchor.errors import ConfigError
 from qanchor.eval.attention import attention_shares
 from qanchor.eval.bootstrap import Bootstrap
 from qanchor.eval.config import EvalConfig
-from qanchor.eval.embed import encoded_corpus
+from qanchor.eval.embed import embed_corpus, encoded_corpus
 from qanchor.eval.judge import Judged, difference
 from qanchor.eval.methods import Comparison, Embedded, Subject, columns, embed_everybody
 from qanchor.eval.projection import Projection, project
@@ -79,7 +79,7 @@ def evaluate(subject: Subject, dataset: Dataset, settings: EvalConfig) -> Evalua
         environment=environment(),
         methods=tuple(one.score for one in methods),
         differences=_differences(methods),
-        zero_shot=_zero_shot(subject, dataset, settings, judged, embedded, bootstrap),
+        zero_shot=_zero_shot(subject, comparison, settings, corpus, embedded),
         queries=_queries(settings, judged, embedded, bootstrap),
         attention=_attention(subject, dataset, settings, judged, corpus),
     )
@@ -117,21 +117,29 @@ def _differences(methods: Sequence[Judged]) -> tuple[Difference, ...]:
 
 def _zero_shot(
     subject: Subject,
-    dataset: Dataset,
+    comparison: Comparison,
     settings: EvalConfig,
-    judged: JudgedUsers,
+    corpus: PrefixCorpus,
     embedded: Embedded,
-    bootstrap: Bootstrap,
 ) -> ZeroShot | None:
     if "zero-shot" not in settings.parts:
         return None
+    judged = comparison.judged
+    asked = [question for questions in settings.wordings.values() for question in questions]
+    worded = {}
+    if asked:
+        test_rows = judged.test_rows.tolist()
+        found_UWZ = embed_corpus(subject.checkpoint, corpus, asked, test_rows)
+        ends = np.cumsum([len(questions) for questions in settings.wordings.values()])
+        worded = dict(zip(settings.wordings, np.split(found_UWZ, ends[:-1], axis=1), strict=True))
     return zero_shot(
         subject.checkpoint,
-        dataset.scenarios,
+        comparison.dataset.scenarios,
         judged,
         dict(zip(judged.by_scenario, columns(embedded.plain_UQZ), strict=True)),
-        settings.answers,
-        bootstrap,
+        settings,
+        comparison.bootstrap,
+        worded,
     )
 
 

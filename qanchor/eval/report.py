@@ -1,6 +1,7 @@
 """An evaluation as a page: what is said of it, in which order, with which plots."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from qanchor.eval.results import (
     QueryEffect,
     ScenarioScore,
     ZeroShot,
+    ZeroShotScore,
 )
 from qanchor.report.document import Cell, Document, Plot, Section, Table, Tile
 from qanchor.report.figures import Point, dots, heatmap, scatters, stacked_bars
@@ -183,23 +185,38 @@ def _scenario_table(
 
 
 def _zero_shot(result: ZeroShot) -> Section:
+    is_worded = result.average_wording_auc is not None
     rows = [
         (
             Cell(one.scenario, note=one.question),
             _scored(one.auc, one.auc_interval),
             Cell(f"{one.num_test:,}", float(one.num_test)),
+            *(_worded(one) if is_worded else ()),
         )
         for one in result.scenarios
     ]
     average = _scored(result.average_auc, result.auc_interval)
-    rows.append((Cell("average"), average, Cell("")))
+    means: tuple[Cell, ...] = ()
+    if result.average_wording_auc is not None:
+        means = (_number(result.average_wording_auc), Cell(""))
+    rows.append((Cell("average"), average, Cell(""), *means))
     text = (
         "Each scenario is given as its question only. A user's score is the similarity of the "
         "embedding to the vectors of answers that say yes, minus that to answers that say no; no "
         f"label is used. Answers that say yes: {_quoted(result.yes)}; no: {_quoted(result.no)}."
     )
-    head = ("scenario", "AUC", "test users")
-    return Section("Zero-shot", text, tables=(Table(head, tuple(rows), "", True),))
+    head = ["scenario", "AUC", "test users"]
+    head += ["other wordings, mean AUC", "least"] if is_worded else []
+    return Section("Zero-shot", text, tables=(Table(tuple(head), tuple(rows), "", True),))
+
+
+def _worded(score: ZeroShotScore) -> tuple[Cell, Cell]:
+    """Mean and least AUC of a scenario's other wordings."""
+    if not score.wordings:
+        return Cell(""), Cell("")
+    found = [one.auc for one in score.wordings]
+    worst = min(score.wordings, key=lambda one: one.auc)
+    return _number(sum(found) / len(found)), replace(_number(worst.auc), note=worst.question)
 
 
 def _queries(effect: QueryEffect) -> Section:

@@ -56,6 +56,13 @@ class Difference(Config, frozen=True, kw_only=True):
     num_scenarios: int
 
 
+class WordingScore(Config, frozen=True, kw_only=True):
+    """A scenario asked with another question."""
+
+    question: str
+    auc: float
+
+
 class ZeroShotScore(Config, frozen=True, kw_only=True):
     """One scenario known by its question alone."""
 
@@ -64,6 +71,8 @@ class ZeroShotScore(Config, frozen=True, kw_only=True):
     auc: float
     auc_interval: Interval
     num_test: int
+    wordings: tuple[WordingScore, ...] = ()
+    """The same asked in other words."""
 
 
 class ZeroShot(Config, frozen=True, kw_only=True):
@@ -75,6 +84,8 @@ class ZeroShot(Config, frozen=True, kw_only=True):
     average_auc: float
     auc_interval: Interval
     scenarios: tuple[ZeroShotScore, ...]
+    average_wording_auc: float | None = None
+    """Mean over scenarios of the mean over their other wordings; None where there are none."""
 
 
 class QueryEffect(Config, frozen=True, kw_only=True):

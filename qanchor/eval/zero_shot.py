@@ -3,10 +3,11 @@
 u(user, question) is compared with the semantic tower's vectors of answer texts; no label is read
 before the AUC is counted, and nothing is fitted.
 
-Legend: U users, A answer texts, Z embedding_dim.
+Legend: U users, A answer texts, W wordings, Z embedding_dim.
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +15,10 @@ import numpy.typing as npt
 from qanchor.checkpoint import Checkpoint
 from qanchor.config import Scenario
 from qanchor.eval.bootstrap import Bootstrap, interval
-from qanchor.eval.config import AnswerFile
+from qanchor.eval.config import EvalConfig
 from qanchor.eval.embed import embed_answers
 from qanchor.eval.metrics import auc
-from qanchor.eval.results import ZeroShot, ZeroShotScore
+from qanchor.eval.results import WordingScore, ZeroShot, ZeroShotScore
 from qanchor.eval.splits import JudgedUsers
 
 Floats = npt.NDArray[np.float32]
@@ -34,19 +35,33 @@ def zero_shot(
     scenarios: Sequence[Scenario],
     judged: JudgedUsers,
     embeddings: Mapping[str, Floats],
-    answers: AnswerFile,
+    settings: EvalConfig,
     bootstrap: Bootstrap,
+    worded: Mapping[str, Floats] = MappingProxyType({}),
 ) -> ZeroShot:
-    """AUC of every scenario on its test users; `embeddings[name]` [users, Z] with its question."""
-    tests = {}
+    """AUC of every scenario on its test users; `embeddings[name]` [users, Z] with its question.
+
+    `worded[name]`: of all test users with the other wordings of the settings [U, W, Z].
+    """
+    answers = settings.answers
+    tests, wordings = {}, {}
     for scenario in scenarios:
+        part = judged.by_scenario[scenario.name]["test"]
         texts = answers.scenarios.get(scenario.name, answers)
-        scores = yes_minus_no(
-            embeddings[scenario.name][judged.by_scenario[scenario.name]["test"].rows],
-            embed_answers(checkpoint, texts.yes),
-            embed_answers(checkpoint, texts.no),
-        )
+        yes_AZ, no_AZ = embed_answers(checkpoint, texts.yes), embed_answers(checkpoint, texts.no)
+        scores = yes_minus_no(embeddings[scenario.name][part.rows], yes_AZ, no_AZ)
         tests[scenario.name] = judged.test_scores(scenario.name, scores)
+        places = tests[scenario.name].rows
+        wordings[scenario.name] = tuple(
+            WordingScore(
+                question=question,
+                auc=auc(
+                    part.labels,
+                    yes_minus_no(worded[scenario.name][places, index], yes_AZ, no_AZ),
+                ),
+            )
+            for index, question in enumerate(settings.wordings.get(scenario.name, ()))
+        )
     draws = bootstrap.draws(list(tests.values()))
     scores_of = tuple(
         ZeroShotScore(
@@ -55,15 +70,18 @@ def zero_shot(
             auc=auc(tests[scenario.name].labels, tests[scenario.name].scores),
             auc_interval=interval(draws.auc[:, index]),
             num_test=len(tests[scenario.name].labels),
+            wordings=wordings[scenario.name],
         )
         for index, scenario in enumerate(scenarios)
     )
+    means = [np.mean([one.auc for one in found]) for found in wordings.values() if found]
     return ZeroShot(
         yes=answers.yes,
         no=answers.no,
         average_auc=float(np.mean([one.auc for one in scores_of])),
         auc_interval=interval(draws.average[0]),
         scenarios=scores_of,
+        average_wording_auc=float(np.mean(means)) if means else None,
     )
 
 

@@ -61,6 +61,8 @@ def evaluated(
     (place / "answers.toml").write_text('yes = ["Yes <b>&</b> often."]\nno = ["Never."]\n')
     words = ["eval", str(run_dir / "checkpoint"), str(wallet), *FEW]
     words += ["--scenarios", str(place / "tuned.json"), "--answers", str(place / "answers.toml")]
+    (place / "wordings.json").write_text(json.dumps({first.name: [first.question, "<i>Soon?</i>"]}))
+    words += ["--wordings", str(place / "wordings.json")]
     words += ["--also", f"twin={run_dir / 'checkpoint'}"]
     words += ["--out", str(place / "eval.json"), "--report", str(place / "eval.html")]
     assert main(words) == 0
@@ -99,6 +101,13 @@ def test_the_other_parts_are_there(evaluated: tuple[Path, Evaluation]) -> None:
     _, result = evaluated
     assert result.zero_shot is not None
     assert result.zero_shot.yes == ("Yes <b>&</b> often.",)
+    first, second, *_ = result.zero_shot.scenarios
+    assert [one.question for one in first.wordings] == [first.question, "<i>Soon?</i>"]
+    # The scenario's own words, asked apart from all others.
+    assert first.wordings[0].auc == pytest.approx(first.auc, abs=1e-6)
+    assert second.wordings == ()
+    mean = (first.wordings[0].auc + first.wordings[1].auc) / 2
+    assert result.zero_shot.average_wording_auc == pytest.approx(mean)
     assert result.queries is not None
     variance = (
         result.queries.variance_of_query
@@ -130,6 +139,10 @@ def test_the_page_loads_nothing_and_says_what_it_rests_on(
     assert all(fact in text for fact in [*facts, f"{result.num_users:,}"])
     assert all(method.about in html.unescape(text) for method in result.methods)
     assert "Yes &lt;b&gt;&amp;&lt;/b&gt; often." in text
+    assert result.zero_shot is not None
+    wordings = result.zero_shot.scenarios[0].wordings
+    assert html.escape(min(wordings, key=lambda one: one.auc).question) in text
+    assert "<i>Soon?" not in text
     assert "#010203" not in text
     assert text.count("<table") >= 6
 
@@ -156,3 +169,12 @@ def test_parts_can_be_left_out_and_wrong_words_are_told(
     wrong.write_text('{"scenarios": {"fraud_3d": {"yes": ["Yes."]}}}')
     assert main([*base, "--answers", str(wrong)]) == 2
     assert "did you mean 'fraud_30d'" in capsys.readouterr().err
+    for wordings, said in (
+        ('{"fraud_3d": ["Is it a thief?"]}', "did you mean 'fraud_30d'"),
+        ('{"fraud_30d": []}', "needs questions"),
+        ('{"fraud_30d": [" "]}', "needs questions"),
+        ('{"fraud_30d": "Is it a thief?"}', "Expected `array`"),
+    ):
+        wrong.write_text(wordings)
+        assert main([*base, "--wordings", str(wrong)]) == 2
+        assert said in capsys.readouterr().err

@@ -10,7 +10,7 @@ from qanchor.encoder.event_encoder import EventEncoder
 from qanchor.errors import ConfigError
 from qanchor.eval.attention import attention_shares
 from qanchor.eval.bootstrap import Bootstrap
-from qanchor.eval.config import AnswerFile, AnswerTexts
+from qanchor.eval.config import AnswerFile, AnswerTexts, EvalConfig
 from qanchor.eval.embed import embed_answers, embed_corpus, encoded_corpus
 from qanchor.eval.pooled import pooled_events
 from qanchor.eval.projection import project
@@ -104,14 +104,46 @@ def test_zero_shot_finds_users_whose_embedding_says_yes(checkpoint: Checkpoint) 
     embeddings = np.where(labels[:, None] == 1, yes_Z, no_Z)
     part = LabelledSplit(np.arange(4), labels)
     judged = JudgedUsers(("a", "b", "c", "d"), {"buy": {"test": part}}, np.arange(4))
-    answers = AnswerFile(scenarios={"buy": own})
-    found = zero_shot(
-        checkpoint, [scenario], judged, {"buy": embeddings}, answers, Bootstrap(4, 50)
-    )
+    settings = EvalConfig(answers=AnswerFile(scenarios={"buy": own}))
+    bootstrap = Bootstrap(4, 50)
+    found = zero_shot(checkpoint, [scenario], judged, {"buy": embeddings}, settings, bootstrap)
     assert found.average_auc == found.scenarios[0].auc == 1
+    assert found.average_wording_auc is None
     turned = AnswerFile(scenarios={"buy": AnswerTexts(yes=own.no, no=own.yes)})
-    found = zero_shot(checkpoint, [scenario], judged, {"buy": embeddings}, turned, Bootstrap(4, 50))
+    settings = EvalConfig(answers=turned)
+    found = zero_shot(checkpoint, [scenario], judged, {"buy": embeddings}, settings, bootstrap)
     assert found.average_auc == 0
+
+
+def test_other_wordings_are_scored_one_by_one(checkpoint: Checkpoint) -> None:
+    scenarios = [Scenario(name=name, question=QUERIES[0]) for name in ("buy", "go")]
+    yes_Z, no_Z = (embed_answers(checkpoint, texts)[0] for texts in (["Yes."], ["No."]))
+    labels = np.array([0, 1, 1])
+    right = np.where(labels[:, None] == 1, yes_Z, no_Z)
+    wrong = np.where(labels[:, None] == 1, no_Z, yes_Z)
+    # Test users are rows 1 to 4 of the table; the first of them has no label.
+    part = LabelledSplit(np.array([2, 3, 4]), labels)
+    by_scenario = {name: {"test": part} for name in ("buy", "go")}
+    judged = JudgedUsers(tuple("abcde"), by_scenario, np.arange(1, 5))
+    everybody = np.concatenate([np.stack([yes_Z, yes_Z]), right])
+    worded = np.stack([np.concatenate([yes_Z[None], one]) for one in (right, wrong)], axis=1)
+    found = zero_shot(
+        checkpoint,
+        scenarios,
+        judged,
+        {"buy": everybody, "go": everybody},
+        EvalConfig(wordings={"buy": ("Will they?", "Won't they?")}),
+        Bootstrap(4, 50),
+        {"buy": worded},
+    )
+    buy, go = found.scenarios
+    assert [(one.question, one.auc) for one in buy.wordings] == [
+        ("Will they?", 1),
+        ("Won't they?", 0),
+    ]
+    assert go.wordings == ()
+    assert found.average_wording_auc == 0.5
+    assert found.average_auc == 1
 
 
 def test_answers_need_a_text_on_either_side() -> None:
