@@ -19,6 +19,9 @@ from qanchor.train.event_vectors import with_event_vectors
 from qanchor.train.setup import tokenized
 
 USERS_PER_BATCH = 32
+_QUERIES_PER_BATCH = 12
+"""Attention over a user's queries side by side grows with their square, and soon costs more than
+encoding the prefix once more."""
 
 
 def encoded_corpus(checkpoint: Checkpoint, rendered: RenderedCorpus) -> PrefixCorpus:
@@ -56,9 +59,13 @@ def embed_corpus(
     bar = tqdm(total=num_users, desc=f"embedding at step {checkpoint.meta.step}", unit="user")
     for start in range(0, num_users, USERS_PER_BATCH):
         places = order[start : start + USERS_PER_BATCH]
-        batch = anchor_batch(corpus, chosen[places].tolist(), [segments] * len(places)).to(device)
-        anchor_QZ, _ = checkpoint.model.anchor(batch)
-        embeddings_UQZ[places] = anchor_QZ.reshape(len(places), len(queries), -1).cpu().numpy()
+        rows = chosen[places].tolist()
+        for first in range(0, len(segments), _QUERIES_PER_BATCH):
+            asked = segments[first : first + _QUERIES_PER_BATCH]
+            batch = anchor_batch(corpus, rows, [asked] * len(rows)).to(device)
+            anchor_QZ, _ = checkpoint.model.anchor(batch)
+            anchor_UQZ = anchor_QZ.reshape(len(rows), len(asked), -1).cpu().numpy()
+            embeddings_UQZ[places, first : first + len(asked)] = anchor_UQZ
         bar.update(len(places))
     bar.close()
     return embeddings_UQZ

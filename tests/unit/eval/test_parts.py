@@ -86,6 +86,16 @@ def test_attention_leaves_the_model_as_it_was(
     np.testing.assert_array_equal(embed_corpus(checkpoint, corpus, QUERIES), before)
 
 
+def test_many_queries_and_some_users_are_embedded_as_each_alone(
+    checkpoint: Checkpoint, corpus: PrefixCorpus
+) -> None:
+    many = [f"{QUERIES[0]} Asked {number}." for number in range(30)]
+    some = embed_corpus(checkpoint, corpus, many, [2, 0])
+    for number in (0, 12, 29):
+        alone = embed_corpus(checkpoint, corpus, [many[number]])[[2, 0], 0]
+        np.testing.assert_allclose(some[:, number], alone, atol=2e-6)
+
+
 def test_yes_minus_no_is_the_difference_of_cosines() -> None:
     yes = np.array([[1.0, 0.0], [1.0, 0.0]], dtype=np.float32)
     no = np.array([[0.6, 0.8], [0.6, -0.8]], dtype=np.float32)
