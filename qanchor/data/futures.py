@@ -25,7 +25,7 @@ from qanchor.data.topics import TopicPool
 
 HORIZONS_DAYS = (14, 30, 60)
 _PERIODS = {14: "two weeks", 30: "month", 60: "two months"}
-"""The same after "the next"; a topic file may put it there."""
+"""Horizons in other words, to stand after "the next" or "the coming"."""
 
 _BINS = ((0, 6, "week 1"), (7, 13, "week 2"), (14, 29, "weeks 3-4"), (30, 59, "month 2"))
 _PER_BIN = 2

@@ -1,6 +1,7 @@
 """The whole evaluation of a checkpoint: methods, zero-shot, effect of the query, attention, plots.
 
-Everybody's embeddings for all questions are made in one pass; everything else reads them.
+Everybody's embeddings for the scenarios' questions are made first and everything reads them; other
+wordings are asked of test users alone.
 """
 
 import logging

@@ -52,7 +52,7 @@ class Embedded:
 
 
 def embed_everybody(subject: Subject, corpus: PrefixCorpus, dataset: Dataset) -> Embedded:
-    """All embeddings in one pass over the users: a prefix is encoded once for all queries."""
+    """All embeddings in one pass over the users, a dozen queries at a time."""
     questions = [scenario.question for scenario in dataset.scenarios]
     tuned = with_replaced(dataset.scenarios, subject.tuned) if subject.tuned else ()
     asked: list[str | Scenario] = [*questions, *tuned, UNIVERSAL_QUESTION]

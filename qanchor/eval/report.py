@@ -185,20 +185,18 @@ def _scenario_table(
 
 
 def _zero_shot(result: ZeroShot) -> Section:
-    is_worded = result.average_wording_auc is not None
+    worded_auc = result.average_wording_auc
     rows = [
         (
             Cell(one.scenario, note=one.question),
             _scored(one.auc, one.auc_interval),
             Cell(f"{one.num_test:,}", float(one.num_test)),
-            *(_worded(one) if is_worded else ()),
+            *(() if worded_auc is None else _worded(one)),
         )
         for one in result.scenarios
     ]
     average = _scored(result.average_auc, result.auc_interval)
-    means: tuple[Cell, ...] = ()
-    if result.average_wording_auc is not None:
-        means = (_number(result.average_wording_auc), Cell(""))
+    means = () if worded_auc is None else (_number(worded_auc), Cell(""))
     rows.append((Cell("average"), average, Cell(""), *means))
     text = (
         "Each scenario is given as its question only. A user's score is the similarity of the "
@@ -206,7 +204,7 @@ def _zero_shot(result: ZeroShot) -> Section:
         f"label is used. Answers that say yes: {_quoted(result.yes)}; no: {_quoted(result.no)}."
     )
     head = ["scenario", "AUC", "test users"]
-    head += ["other wordings, mean AUC", "least"] if is_worded else []
+    head += ["other wordings, mean AUC", "least"] if worded_auc is not None else []
     return Section("Zero-shot", text, tables=(Table(tuple(head), tuple(rows), "", True),))
 
 

@@ -112,7 +112,7 @@ class Scheduler:
         return bool(self._groups_by_job or self._dropped or self._finished)
 
     def submit(self, job: Job) -> None:
-        """Queue a job; what becomes of it comes out of `plan` and `take_finished`."""
+        """Queue a job; what becomes of it comes out of `plan` and `commit`."""
         user_id = job.prefix.user_id
         if job.prefix.version <= self._tombstones.get(user_id, 0):
             self._dropped.append(Dropped(job.job_id, Reason.DELETED))
@@ -162,12 +162,8 @@ class Scheduler:
         for evicted in self._pool.take_evicted():
             self._tiers.demote(evicted.prefix, evicted.slot_id)
         dropped, self._dropped = tuple(self._dropped), []
-        return Plan(step, tuple(self._tiers.take_moves()), dropped)
-
-    def take_finished(self) -> tuple[Finished, ...]:
-        """Jobs whose queries have all been answered since the last call."""
         finished, self._finished = tuple(self._finished), []
-        return finished
+        return Plan(step, tuple(self._tiers.take_moves()), dropped, finished)
 
     def move_done(self, move: Move, is_ok: bool) -> tuple[Move, ...]:
         """Book a move that ended; returns the moves that follow from it."""
@@ -178,7 +174,10 @@ class Scheduler:
         return tuple(self._tiers.take_moves())
 
     def commit(self, step: Step, *, seconds: float, is_encoded: bool = False) -> None:
-        """Book a step that ran; `is_encoded` when a prefill step was the prefix's last."""
+        """Book a step that ran; `is_encoded` when a prefill step was the prefix's last.
+
+        Jobs that are finished come out of the next `plan`.
+        """
         self._restore_run = self._restore_run + 1 if isinstance(step, RestoreStep) else 0
         if isinstance(step, PrefillStep):
             self._suffix_run = 0

@@ -103,9 +103,10 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The next step, or None when there is nothing to run; and what left without an answer."""
+    """The next step, or None when there is nothing to run; and what left the queue."""
 
     step: Step | None
     moves: tuple[Move, ...]
     """To make or to start before the step, in this order."""
     dropped: tuple[Dropped, ...]
+    finished: tuple[Finished, ...]

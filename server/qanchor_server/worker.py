@@ -242,18 +242,14 @@ class Worker(Generic[SlotT]):
         self._running().free(self._pool.take_dropped())
         for dropped in plan.dropped:
             self._replies.drop(dropped)
+        for finished in plan.finished:
+            self._replies.finish(finished, self._clock())
         self._answer_leaving()
-        self._answer()
+        self._publish()
+        self._replies.send(self._loop)
         self._is_idle = plan.step is None
         if plan.step is not None:
             self._run(plan.step)
-
-    def _answer(self) -> None:
-        """Send what is finished, and counters that say so."""
-        for finished in self._scheduler.take_finished():
-            self._replies.finish(finished, self._clock())
-        self._publish()
-        self._replies.send(self._loop)
 
     def _running(self) -> StepRunner[SlotT]:
         assert self._runner is not None
@@ -318,8 +314,6 @@ class Worker(Generic[SlotT]):
             self._scheduler.roll_back(step, str(error))
             return
         self._scheduler.commit(step, seconds=self._clock() - start_s, is_encoded=is_encoded)
-        # The next step can wait for this; the callers wait for nothing else.
-        self._answer()
 
     def _locate(self, prefix: PrefixRef) -> Found | None:
         held = self._pool.find(prefix.user_id)

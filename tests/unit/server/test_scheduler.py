@@ -51,7 +51,7 @@ class Bench:
     def plan(self, now_s: float = 0.0) -> Step | None:
         plan = self.scheduler.plan(now_s)
         self.dropped += plan.dropped
-        self.finished += self.scheduler.take_finished()
+        self.finished += plan.finished
         assert check_invariants(self.pool.snapshot()) == ()
         return plan.step
 
@@ -61,7 +61,6 @@ class Bench:
         if step is not None:
             self.steps.append(step)
             self.scheduler.commit(step, seconds=1.0, is_encoded=is_encoded)
-            self.finished += self.scheduler.take_finished()
         return step
 
     def drain(self) -> None:

@@ -144,7 +144,6 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.world.run(plan.step, is_encoded)
             self.book(plan)
             self.scheduler.commit(plan.step, seconds=0.5, is_encoded=is_encoded)
-            self.settle_finished()
         self.world.make(tuple(self.tiers.take_moves()))
 
     def check_kept(self, held: set[str]) -> None:
@@ -159,10 +158,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def settle(self, plan: Plan) -> None:
         for dropped in plan.dropped:
             del self.open[dropped.job_id]
-        self.settle_finished()
-
-    def settle_finished(self) -> None:
-        for finished in self.scheduler.take_finished():
+        for finished in plan.finished:
             job = self.open.pop(finished.job_id)
             assert self.done[finished.job_id] == len(job.query_lens)
             assert finished.prefix.version >= job.prefix.version
