@@ -6,10 +6,10 @@ Legend: Q queries, Z embedding_dim.
 from collections.abc import Sequence
 from typing import Any
 
-from qanchor.bundle.packing import SuffixQuery
+from qanchor.bundle.packing import Packer, SuffixQuery, UserSuffix
 from qanchor.data.profile import Profile
 from qanchor_bench.bench import Bench
-from qanchor_bench.workload import EncodedUser, FloatArray, suffix_step
+from qanchor_bench.workload import EncodedUser, FloatArray
 from qanchor_export.sample_users import SAMPLE_QUERIES
 from qanchor_server.config import ServerConfig
 from qanchor_server.engine import Engine
@@ -24,6 +24,10 @@ class ProfileEngine:
         self.bench = bench
         self.engine: Engine[Any] = bench.engine()
         self.encoder = prefix_encoder(bench, self.engine, max_cached_texts=max_cached_texts)
+        manifest = bench.bundle.manifest
+        self._packer = Packer(
+            user_emb=manifest.tokens.user_emb, hidden_dim=manifest.dims.hidden_dim, max_kept=1024
+        )
         self.queries = query_texts(bench.scenario.queries[0])
         self.suffixes = tuple(
             SuffixQuery(tuple(bench.bundle.encode_query(text))) for text in self.queries
@@ -37,9 +41,9 @@ class ProfileEngine:
         return EncodedUser(slot, len(prepared.layout))
 
     def step(self, users: Sequence[EncodedUser]) -> FloatArray:
-        """Vectors of all queries of encoded users from one suffix step."""
-        asked = [(user, self.suffixes) for user in users]
-        return suffix_step(self.engine, self.bench.bundle.manifest, asked)
+        """Vectors of all queries of encoded users from one suffix step, packed as by the server."""
+        packed = self._packer.pack([UserSuffix(user.prefix_len, self.suffixes) for user in users])
+        return self.engine.suffix(packed, [user.slot for user in users])
 
     def answer(self, profile: Profile) -> FloatArray:
         """Vectors [Q, Z] of all queries over a fresh encoding."""

@@ -119,11 +119,13 @@ class _EngineAlone(ProfileEngine):
         self.width = max(rates, key=lambda width: rates[width])
         return median(self.steps(1)), prefill_s
 
-    def steps(self, width: int) -> list[float]:
-        """Seconds of each step of `width` users, for half a second."""
+    def steps(self, width: int, pause_s: float = 0.0) -> list[float]:
+        """Seconds of each step of `width` users, for half a second, with a pause before each."""
         seconds: list[float] = []
         end = time.perf_counter() + _ENGINE_SECONDS
         while not seconds or time.perf_counter() < end:
+            if pause_s:
+                time.sleep(pause_s)
             start = time.perf_counter()
             self.step(self.held[:width])
             seconds.append(time.perf_counter() - start)
@@ -212,12 +214,15 @@ def _measure(
     for turn in range(-scenario.warmup, scenario.repeats):
         # The warm-up round leaves its numbers behind.
         into = samples if turn >= 0 else _Samples()
-        into.add("engine step", median(alone.steps(1)))
-        step_s = median(alone.steps(alone.width))
+        one_s, step_s = median(alone.steps(1)), median(alone.steps(alone.width))
+        into.add("engine step", one_s)
         into.add("engine alone, requests", alone.width / step_s)
         records, _, echo_s = phases.run(kind="turns")
         into.add("empty round trip", median(echo_s))
         _add_latencies(into, "one client, unary", records)
+        # One client leaves the engine idle between steps, for as long as all but the step takes.
+        pause_s = max(0.0, percentile(latencies(records, hits_only=True), 50.0) - one_s)
+        into.add("engine step after a pause", median(alone.steps(1, pause_s)))
         for is_stream, word in ((False, "unary"), (True, "stream")):
             records, start_s, _ = phases.run(
                 kind="closed", is_stream=is_stream, concurrency=scenario.concurrency
@@ -284,10 +289,12 @@ def figures(values: dict[str, list[float]], hit_ratios: Sequence[float]) -> dict
     """What the server costs over the engine, the empty round trip and undisturbed hits."""
     found = {name: median(repeats) for name, repeats in values.items()}
     step_s, echo_s = found["engine step"], found["empty round trip"]
+    paced_s = found["engine step after a pause"]
     p50_s = found["one client, unary: p50"]
     engine_rate = found["engine alone, requests"]
     ratios: dict[str, float | None] = {
         "p50_over_allowance": finite(p50_s / (step_s + _ECHO_FACTOR * echo_s)),
+        "p50_over_allowance_after_a_pause": finite(p50_s / (paced_s + _ECHO_FACTOR * echo_s)),
         "round_trips_above_step": finite((p50_s - step_s) / echo_s),
         "saturated_unary_over_engine": found["saturated, unary"] / engine_rate,
         "saturated_stream_over_engine": found["saturated, stream"] / engine_rate,
