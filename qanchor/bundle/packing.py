@@ -10,6 +10,7 @@ Legend: S packed length, B users, R longest user row, Q queries, L longest query
 D hidden_dim.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -161,6 +162,38 @@ def pack(users: Sequence[UserSuffix], *, user_emb: int, hidden_dim: int) -> Pack
         emb_index_Q=_int64(emb_index),
         prefix_len_B=_int64([user.prefix_len for user in users]),
     )
+
+
+class Packer:
+    """`pack` for a server, where the same queries are asked of one user after another.
+
+    What depends on the queries and the prefix's length alone is made once and kept, the least
+    recently used of more than `max_kept` being dropped. Whoever gets a PackedSuffix must not change
+    it; the same object stands for the same inputs. One thread only.
+    """
+
+    def __init__(self, *, user_emb: int, hidden_dim: int, max_kept: int) -> None:
+        self._user_emb = user_emb
+        self._hidden_dim = hidden_dim
+        self._max_kept = max_kept
+        self._kept: OrderedDict[tuple[int, ...], tuple[UserSuffix, PackedSuffix]] = OrderedDict()
+
+    def pack(self, users: Sequence[UserSuffix]) -> PackedSuffix:
+        """The step of these users. Only steps of one user are kept: others hardly come again."""
+        if len(users) > 1:
+            return pack(users, user_emb=self._user_emb, hidden_dim=self._hidden_dim)
+        user = users[0]
+        # Queries are told apart by identity: the entry holds them, so no other can take their ids.
+        key = (user.prefix_len, *map(id, user.queries))
+        kept = self._kept.get(key)
+        if kept is not None:
+            self._kept.move_to_end(key)
+            return kept[1]
+        packed = pack(users, user_emb=self._user_emb, hidden_dim=self._hidden_dim)
+        self._kept[key] = user, packed
+        if len(self._kept) > self._max_kept:
+            self._kept.popitem(last=False)
+        return packed
 
 
 @dataclass(frozen=True, slots=True)

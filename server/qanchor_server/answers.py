@@ -23,7 +23,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStats:
-    """Counts since start, and use of the tiers after the latest step."""
+    """Counts since start, and use of the tiers."""
 
     num_answered: int = 0
     num_encoded: int = 0

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import takewhile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,9 +160,8 @@ class KvPool:
         if not self._ttl_s:
             return
         # Least recently used first, so the first that is young enough ends the search.
-        for user_id, entry in list(self._entries.items()):
-            if entry.used_s > now_s - self._ttl_s:
-                return
+        old = takewhile(lambda item: item[1].used_s <= now_s - self._ttl_s, self._entries.items())
+        for user_id, entry in tuple(old):
             if not self._is_pinned(user_id, entry):
                 self.evict(user_id)
 

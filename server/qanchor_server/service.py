@@ -106,7 +106,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         suffixes = tuple(query.suffix for query in queries)
         answer = await core.embed(request.user_id, suffixes, timeout_s)
         wire.write_results(response, answer, queries, request.encoding)
-        response.provenance.CopyFrom(wire.provenance(answer, core.bundle.manifest))
+        wire.write_provenance(response.provenance, answer, core.bundle.manifest)
 
 
 class ProfileService(profile_pb2_grpc.ProfileServiceServicer):
@@ -159,9 +159,9 @@ class ProfileService(profile_pb2_grpc.ProfileServiceServicer):
             )
         except QAnchorError as error:
             await abort(context, error)
-        return profile_pb2.WarmProfileResponse(
-            provenance=wire.provenance(answer, self._core.bundle.manifest)
-        )
+        response = profile_pb2.WarmProfileResponse()
+        wire.write_provenance(response.provenance, answer, self._core.bundle.manifest)
+        return response
 
     async def GetProfileState(
         self, request: profile_pb2.GetProfileStateRequest, context: Context

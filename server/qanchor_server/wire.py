@@ -114,19 +114,17 @@ def write_results(
             result.scenario_version = query.scenario.version
 
 
-def provenance(answer: Answer, manifest: Manifest) -> embedding_pb2.Provenance:
-    """What a reply rests on."""
-    return embedding_pb2.Provenance(
-        model_id=manifest.model_id,
-        export_id=manifest.export_id,
-        prefix_version=answer.prefix.version,
-        as_of=Timestamp(seconds=answer.prefix.as_of_s),
-        cache_state=cache_state(answer.found),
-        num_prefix_tokens=answer.prefix.num_tokens,
-        queue_seconds=answer.queue_seconds,
-        prefill_seconds=answer.prefill_seconds,
-        suffix_seconds=answer.suffix_seconds,
-    )
+def write_provenance(into: embedding_pb2.Provenance, answer: Answer, manifest: Manifest) -> None:
+    """Fill in what a reply rests on."""
+    into.model_id = manifest.model_id
+    into.export_id = manifest.export_id
+    into.prefix_version = answer.prefix.version
+    into.as_of.seconds = answer.prefix.as_of_s
+    into.cache_state = cache_state(answer.found)
+    into.num_prefix_tokens = answer.prefix.num_tokens
+    into.queue_seconds = answer.queue_seconds
+    into.prefill_seconds = answer.prefill_seconds
+    into.suffix_seconds = answer.suffix_seconds
 
 
 def parse_profile(

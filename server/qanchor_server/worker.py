@@ -89,7 +89,6 @@ class Worker(Generic[SlotT]):
         self._failure: Exception | None = None
         self._end_lock = threading.Lock()
         self._has_ended = False
-        self.stats = WorkerStats()
 
     def start(
         self,
@@ -163,6 +162,21 @@ class Worker(Generic[SlotT]):
 
         self._send(command)
         return await kept
+
+    @property
+    def stats(self) -> WorkerStats:
+        """Counts since start and use of the tiers. From any thread: single numbers are read, which
+        may be of a step that is just being booked."""
+        device = TierUse(
+            budget_bytes=self._pool.budget_bytes,
+            used_bytes=self._pool.used_bytes,
+            num_users=self._pool.num_users,
+            num_hits=self._counts.values.get("num_device_hits", 0),
+            num_evicted=self._pool.num_evicted,
+        )
+        host, disk = self._tiers.use(Found.HOST), self._tiers.use(Found.DISK)
+        tiers = {Found.DEVICE: device, Found.HOST: host, Found.DISK: disk}
+        return WorkerStats(**self._counts.values, tiers=tiers)
 
     def adopt(self, files: Iterable[FoundFile], unix_s: float) -> list[int]:
         """Take in files of an earlier run; returns those there is no room for.
@@ -245,7 +259,6 @@ class Worker(Generic[SlotT]):
         for finished in plan.finished:
             self._replies.finish(finished, self._clock())
         self._answer_leaving()
-        self._publish()
         self._replies.send(self._loop)
         self._is_idle = plan.step is None
         if plan.step is not None:
@@ -350,15 +363,3 @@ class Worker(Generic[SlotT]):
 
     def _begin_stop(self) -> None:
         self._is_stopping = True
-
-    def _publish(self) -> None:
-        device = TierUse(
-            budget_bytes=self._pool.budget_bytes,
-            used_bytes=self._pool.used_bytes,
-            num_users=self._pool.num_users,
-            num_hits=self._counts.values.get("num_device_hits", 0),
-            num_evicted=self._pool.num_evicted,
-        )
-        host, disk = self._tiers.use(Found.HOST), self._tiers.use(Found.DISK)
-        tiers = {Found.DEVICE: device, Found.HOST: host, Found.DISK: disk}
-        self.stats = WorkerStats(**self._counts.values, tiers=tiers)

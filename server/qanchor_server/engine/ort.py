@@ -46,7 +46,7 @@ class OrtOptions:
     allow_spinning: bool = True
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class OrtSlot:
     """One user's keys and values and the bindings that read them."""
 
@@ -55,6 +55,8 @@ class OrtSlot:
     """IOBinding of the prefix graph, past bound."""
     suffix: Any
     """IOBinding of the suffix graph, past bound."""
+    bound: PackedSuffix | None = None
+    """The step that `suffix` is bound to, its output included."""
 
 
 class OrtEngine:
@@ -99,8 +101,10 @@ class OrtEngine:
         return OrtSlot(kv_L2GCK, prefix, suffix)
 
     def clear_slot(self, slot: OrtSlot) -> None:
-        """Overwrite the slot with zeros."""
+        """Overwrite the slot with zeros; let go of the embeddings of its last step."""
         slot.kv_L2GCK.fill(0)
+        slot.suffix.clear_binding_outputs()
+        slot.bound = None
 
     def clear_working(self) -> None:
         """Overwrite the engine's working copies with zeros."""
@@ -111,6 +115,7 @@ class OrtEngine:
         """Let go of the slot's bindings; its memory goes with the last reference."""
         slot.prefix.clear_binding_inputs()
         slot.suffix.clear_binding_inputs()
+        slot.bound = None
 
     @property
     def slot_layout(self) -> str:
@@ -146,7 +151,9 @@ class OrtEngine:
             self._fit_present(chunk_len)
             for name, value in zip(self._present_names, self._present_values, strict=True):
                 binding.bind_ortvalue_output(name, value)
-            _run(self._prefix, binding, inputs)
+            for name, array in inputs.items():
+                binding.bind_cpu_input(name, array)
+            self._prefix.run_with_iobinding(binding)
         stop = chunk.start + chunk_len
         slot.kv_L2GCK[:, :, :, chunk.start : stop] = self._present
 
@@ -154,20 +161,36 @@ class OrtEngine:
         """L2-normalised embeddings [Q, Z] over the slots. Raises Retryable when out of memory."""
         with memory_is_retryable():
             if len(slots) == 1:
-                return self._run_suffix(packed, slots[0].suffix)
+                return self._run_alone(packed, slots[0])
             embeddings_QZ = np.empty(
                 (len(packed.emb_index_Q), self._dims.embedding_dim), dtype=np.float32
             )
             for users in _groups(packed):
                 part = part_of(packed, users)
                 chosen = [slots[user] for user in users]
-                binding = chosen[0].suffix if len(chosen) == 1 else self._stage(chosen)
-                embeddings_QZ[part.queries_Q] = self._run_suffix(part.packed, binding)
+                if len(chosen) == 1:
+                    embeddings_QZ[part.queries_Q] = self._run_alone(part.packed, chosen[0])
+                else:
+                    binding = self._stage(chosen)
+                    self._bind_suffix(binding, part.packed)
+                    embeddings_QZ[part.queries_Q] = self._run_suffix(binding)
         return embeddings_QZ
 
-    def _run_suffix(self, packed: PackedSuffix, binding: Any) -> FloatArray:
+    def _run_alone(self, packed: PackedSuffix, slot: OrtSlot) -> FloatArray:
+        # Asked the same again, a slot's binding still holds every input, and an output that fits.
+        if slot.bound is not packed:
+            slot.bound = None
+            self._bind_suffix(slot.suffix, packed)
+            slot.bound = packed
+        return self._run_suffix(slot.suffix)
+
+    def _bind_suffix(self, binding: Any, packed: PackedSuffix) -> None:
+        for name, array in packed.inputs(by_query=self._by_query).items():
+            binding.bind_cpu_input(name, array)
         binding.bind_output("embeddings", "cpu")
-        _run(self._suffix, binding, packed.inputs(by_query=self._by_query))
+
+    def _run_suffix(self, binding: Any) -> FloatArray:
+        self._suffix.run_with_iobinding(binding)
         embeddings_QZ: FloatArray = binding.copy_outputs_to_cpu()[0]
         return embeddings_QZ
 
@@ -225,9 +248,3 @@ def _groups(packed: PackedSuffix) -> list[list[int]]:
     together = [user for user, count in enumerate(num_tokens) if count < _TOKENS_ALONE]
     groups = [[user] for user in alone]
     return [*groups, together] if together else groups
-
-
-def _run(session: Any, binding: Any, inputs: dict[str, npt.NDArray[Any]]) -> None:
-    for name, array in inputs.items():
-        binding.bind_cpu_input(name, array)
-    session.run_with_iobinding(binding)

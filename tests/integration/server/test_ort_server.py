@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 from qanchor.bundle.manifest import MANIFEST_FILE
-from qanchor.bundle.packing import SuffixQuery, UserSuffix, pack
+from qanchor.bundle.packing import Packer, SuffixQuery, UserSuffix, pack
 from qanchor.bundle.reader import Bundle, open_bundle
 from qanchor.client import AsyncClient, CacheState, EmbedRequestItem
 from qanchor.config import ModalitySpec, ProfileSchema
@@ -94,6 +94,43 @@ def test_users_batched_equal_users_alone_with_slots_of_any_capacity(engine, bund
         found = embed(engine, bundle, [slots[i] for i in order], [users[i] for i in order])
         wanted = np.concatenate([expected[i] for i in order])
         assert np.abs(found - wanted).max() < TOLERANCE
+
+
+def test_a_slot_asked_again_answers_from_what_it_holds_now(engine, bundle):
+    """Its binding is kept from step to step; results must not be, nor the slot's old numbers."""
+    encoder = encoder_of(engine, bundle, 16)
+    cases = bundle.parity[:2]
+    prepared = [
+        prepare_rendered(case.rendered, user_id="", version=1, as_of_s=0, manifest=bundle.manifest)
+        for case in cases
+    ]
+    lens = [len(prefix.layout) for prefix in prepared]
+    slot = engine.allocate_slot(max(lens))
+    packer = Packer(
+        user_emb=bundle.manifest.tokens.user_emb,
+        hidden_dim=bundle.manifest.dims.hidden_dim,
+        max_kept=8,
+    )
+    queries = [tuple(SuffixQuery(tuple(bundle.encode_query(q))) for q in c.queries) for c in cases]
+
+    def ask(number: int, some: slice = slice(None)) -> np.ndarray:
+        packed = packer.pack([UserSuffix(lens[number], queries[number][some])])
+        return engine.suffix(packed, [slot])
+
+    for number in (0, 1, 0):
+        engine.clear_slot(slot)
+        encoder.encode(prepared[number], slot)
+        wanted = np.array(cases[number].embeddings)
+        first = ask(number)
+        kept = first.copy()
+        assert np.abs(first - wanted).max() < TOLERANCE
+        assert np.abs(ask(number, slice(1, None)) - wanted[1:]).max() < TOLERANCE
+        # The same prefix length and queries, so the same step, over other numbers.
+        slot.kv_L2GCK *= 0.5
+        other = ask(number)
+        assert np.abs(other - ask(number)).max() == 0
+        assert np.abs(other - kept).max() > 10 * TOLERANCE
+        assert (first == kept).all(), "an earlier answer must not change"
 
 
 def test_a_soft_prompt_changes_its_own_query_only(engine, bundle):

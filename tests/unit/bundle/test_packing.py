@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qanchor.bundle.manifest import ModelDims, Precision, asks_by_query, suffix_spec
-from qanchor.bundle.packing import SuffixQuery, UserSuffix, pack, part_of
+from qanchor.bundle.packing import Packer, SuffixQuery, UserSuffix, pack, part_of
 
 USER_EMB = 99
 ROWS_2 = np.array([[1, 2, 3], [4, 5, 6]], dtype=np.float32)
@@ -98,3 +98,30 @@ def test_a_part_of_a_step_is_the_step_of_its_users() -> None:
     # Rows come in the whole step's order of queries: user 0's two, then user 2's two.
     assert part.queries_Q.tolist() == [0, 1, 3, 4]
     assert part.packed.emb_index_Q.tolist() == [9, 13, 3, 6]
+
+
+def test_a_packer_keeps_what_one_user_is_asked_again() -> None:
+    packer = Packer(user_emb=USER_EMB, hidden_dim=3, max_kept=2)
+    queries = SuffixQuery((1, 2)), SuffixQuery((3,), ROWS_2)
+    first = packer.pack([UserSuffix(10, queries)])
+    assert packer.pack([UserSuffix(10, queries)]) is first
+    # The same words in another object, another order and another length are other steps.
+    for user in (
+        UserSuffix(10, (SuffixQuery((1, 2)), queries[1])),
+        UserSuffix(10, queries[::-1]),
+        UserSuffix(11, queries),
+    ):
+        found = packer.pack([user])
+        assert found is not first
+        wanted = pack([user], user_emb=USER_EMB, hidden_dim=3).inputs(by_query=True)
+        for name, array in found.inputs(by_query=True).items():
+            assert array.tolist() == wanted[name].tolist(), name
+    assert packer.pack([UserSuffix(10, queries)]) is not first, "two newer ones took its place"
+
+
+def test_a_packer_keeps_no_step_of_several_users() -> None:
+    packer = Packer(user_emb=USER_EMB, hidden_dim=3, max_kept=2)
+    users = [UserSuffix(10, (SuffixQuery((1,)),)), UserSuffix(3, (SuffixQuery((2,)),))]
+    found = packer.pack(users)
+    assert packer.pack(users) is not found
+    assert found.positions_S.tolist() == [10, 11, 3, 4]
