@@ -6,7 +6,7 @@ Legend: Q queries, Z embedding_dim.
 from collections.abc import Sequence
 from typing import Any
 
-from qanchor.bundle.packing import Packer, SuffixQuery, UserSuffix
+from qanchor.bundle.packing import SuffixQuery, UserSuffix
 from qanchor.data.profile import Profile
 from qanchor_bench.bench import Bench
 from qanchor_bench.workload import EncodedUser, FloatArray
@@ -15,6 +15,7 @@ from qanchor_server.config import ServerConfig
 from qanchor_server.engine import Engine
 from qanchor_server.prefix_encoder import PrefixEncoder
 from qanchor_server.prefix_source import prepare
+from qanchor_server.suffix_runner import SuffixRunner
 
 
 class ProfileEngine:
@@ -25,8 +26,8 @@ class ProfileEngine:
         self.engine: Engine[Any] = bench.engine()
         self.encoder = prefix_encoder(bench, self.engine, max_cached_texts=max_cached_texts)
         manifest = bench.bundle.manifest
-        self._packer = Packer(
-            user_emb=manifest.tokens.user_emb, hidden_dim=manifest.dims.hidden_dim, max_kept=1024
+        self._suffix = SuffixRunner(
+            self.engine, user_emb=manifest.tokens.user_emb, hidden_dim=manifest.dims.hidden_dim
         )
         self.queries = query_texts(bench.scenario.queries[0])
         self.suffixes = tuple(
@@ -42,8 +43,8 @@ class ProfileEngine:
 
     def step(self, users: Sequence[EncodedUser]) -> FloatArray:
         """Vectors of all queries of encoded users from one suffix step, packed as by the server."""
-        packed = self._packer.pack([UserSuffix(user.prefix_len, self.suffixes) for user in users])
-        return self.engine.suffix(packed, [user.slot for user in users])
+        asked = [UserSuffix(user.prefix_len, self.suffixes) for user in users]
+        return self._suffix.embed(asked, [user.slot for user in users])
 
     def answer(self, profile: Profile) -> FloatArray:
         """Vectors [Q, Z] of all queries over a fresh encoding."""

@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from qanchor.bundle.manifest import Manifest
-from qanchor.bundle.packing import SuffixQuery, UserSuffix, pack
+from qanchor.bundle.packing import SuffixQuery, UserSuffix
 from qanchor.bundle.tolerance import Tolerance
 from qanchor.data.prefix import ADAPTER_TOKEN
 from qanchor_bench.result import Check
 from qanchor_server.config import ServerConfig
 from qanchor_server.engine import Engine, PrefixChunk
+from qanchor_server.suffix_runner import SuffixRunner
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -72,13 +73,12 @@ def suffix_step(
     manifest: Manifest,
     users: Sequence[tuple[EncodedUser, tuple[SuffixQuery, ...]]],
 ) -> FloatArray:
-    """Embeddings of all queries of all users from one step, packing included."""
-    packed = pack(
-        [UserSuffix(user.prefix_len, queries) for user, queries in users],
-        user_emb=manifest.tokens.user_emb,
-        hidden_dim=manifest.dims.hidden_dim,
+    """Embeddings of all queries of all users from one step, packing anew included."""
+    runner = SuffixRunner(
+        engine, user_emb=manifest.tokens.user_emb, hidden_dim=manifest.dims.hidden_dim
     )
-    return engine.suffix(packed, [user.slot for user, _ in users])
+    asked = [UserSuffix(user.prefix_len, queries) for user, queries in users]
+    return runner.embed(asked, [user.slot for user, _ in users])
 
 
 def agreement(name: str, found: FloatArray, wanted: FloatArray, allowed: Tolerance) -> Check:

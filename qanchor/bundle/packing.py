@@ -75,6 +75,11 @@ class UserSuffix:
     """True length of the user's prefix; positions continue from here."""
     queries: tuple[SuffixQuery, ...]
 
+    @property
+    def num_tokens(self) -> int:
+        """Suffix tokens of all queries."""
+        return sum(query.suffix_len for query in self.queries)
+
 
 @dataclass(frozen=True, slots=True)
 class PackedSuffix:
@@ -194,44 +199,6 @@ class Packer:
         if len(self._kept) > self._max_kept:
             self._kept.popitem(last=False)
         return packed
-
-
-@dataclass(frozen=True, slots=True)
-class PartialSuffix:
-    """Some users of a step as a step of its own, and which of the whole step's queries it has."""
-
-    packed: PackedSuffix
-    queries_Q: IntArray
-
-
-def part_of(packed: PackedSuffix, users: Sequence[int]) -> PartialSuffix:
-    """The step of the chosen users, in that order; segment ids and prompt rows stay as they are."""
-    rows = packed.row_index_BR[list(users)]
-    tokens_S = rows[rows != ROW_PADDING]
-    place_of = np.full(len(packed.token_ids_S), ROW_PADDING, dtype=np.int64)
-    place_of[tokens_S] = np.arange(len(tokens_S))
-    places_Q = place_of[packed.emb_index_Q]
-    queries_Q = np.flatnonzero(places_Q != ROW_PADDING)
-    row_index_BR, flat_index_S = _rows((rows != ROW_PADDING).sum(1).tolist())
-    # Queries in the order of the part's tokens.
-    chosen = packed.query_place_S[tokens_S] // packed.query_index_QL.shape[1]
-    first = np.flatnonzero(np.diff(chosen, prepend=-1))
-    query_lens = np.diff(first, append=len(tokens_S)).tolist()
-    query_index_QL, query_place_S = _rows(query_lens)
-    part = PackedSuffix(
-        token_ids_S=packed.token_ids_S[tokens_S],
-        positions_S=packed.positions_S[tokens_S],
-        segment_ids_S=packed.segment_ids_S[tokens_S],
-        prompt_index_S=packed.prompt_index_S[tokens_S],
-        prompt_rows_KD=packed.prompt_rows_KD,
-        row_index_BR=row_index_BR,
-        flat_index_S=flat_index_S,
-        query_index_QL=query_index_QL,
-        query_place_S=query_place_S,
-        emb_index_Q=places_Q[queries_Q],
-        prefix_len_B=packed.prefix_len_B[list(users)],
-    )
-    return PartialSuffix(part, queries_Q)
 
 
 class PromptTable:

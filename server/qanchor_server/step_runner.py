@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic
 
-from qanchor.bundle.packing import Packer, SuffixQuery, UserSuffix
+from qanchor.bundle.packing import SuffixQuery, UserSuffix
 from qanchor_server.engine import Engine, FloatArray, SlotT
 from qanchor_server.kv_mover import KvMover
 from qanchor_server.kv_pool import Reservation
@@ -15,10 +15,7 @@ from qanchor_server.kv_tiers import Demote, Move
 from qanchor_server.prefix_encoder import Encoding, PrefixEncoder
 from qanchor_server.prefix_source import PreparedPrefix
 from qanchor_server.steps import PrefillStep, RestoreStep, SuffixStep
-
-_MAX_PACKED = 2048
-"""Packed steps of one user that are kept, some 10 KB each: one per prefix length and set of
-queries, so that a few sets are kept for users of any length."""
+from qanchor_server.suffix_runner import SuffixRunner
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +50,8 @@ class StepRunner(Generic[SlotT]):
 
     def __init__(self, parts: EngineParts[SlotT], model: WorkerModel) -> None:
         self._parts = parts
-        self._packer = Packer(
-            user_emb=model.user_emb, hidden_dim=model.hidden_dim, max_kept=_MAX_PACKED
+        self._suffix = SuffixRunner(
+            parts.engine, user_emb=model.user_emb, hidden_dim=model.hidden_dim
         )
         self._slots: dict[int, SlotT] = {}
         self._encoding: tuple[Reservation, Encoding[SlotT]] | None = None
@@ -87,9 +84,8 @@ class StepRunner(Generic[SlotT]):
             for part in user.slices:
                 queries.extend(jobs[part.job_id].queries[part.start : part.stop])
             users.append(UserSuffix(user.prefix.num_tokens, tuple(queries)))
-        packed = self._packer.pack(users)
         slots = [self._slots[user.slot_id] for user in step.users]
-        vectors_QZ = self._parts.engine.suffix(packed, slots)
+        vectors_QZ = self._suffix.embed(users, slots)
         row = 0
         for user in step.users:
             for part in user.slices:

@@ -93,6 +93,13 @@ class Engine(Protocol[SlotT]):
         """Write keys and values of a chunk into the slot. Raises Retryable when out of memory."""
         ...
 
+    def runs(self, num_tokens: Sequence[int]) -> list[list[int]]:
+        """Which users of a step to give to `suffix` together, to be quick; every user once.
+
+        `num_tokens`: suffix tokens of each user.
+        """
+        ...
+
     def suffix(self, packed: PackedSuffix, slots: Sequence[SlotT]) -> FloatArray:
         """L2-normalised embeddings [Q, Z]; `slots[b]` holds the prefix of packed user b.
 

@@ -27,15 +27,15 @@ from qanchor.bundle.manifest import (
     past_names,
     present_names,
 )
-from qanchor.bundle.packing import ROW_PADDING, PackedSuffix, part_of
+from qanchor.bundle.packing import PackedSuffix
 from qanchor.bundle.reader import Bundle
 from qanchor.bundle.slot import KvArray, element_type, slot_layout, storage_dtype, zero_slot
 from qanchor_server.engine import ByteArray, FloatArray, IntArray, PrefixChunk
 from qanchor_server.engine.ort_session import memory_is_retryable, open_session
 
-_TOKENS_ALONE = 128
-"""From so many suffix tokens a user is run alone: products are at their full rate then, and a joint
-step's copies and padding cost more than they save (docs/log.md)."""
+_TOKENS_ALONE = 64
+"""From so many suffix tokens a user is run alone: products are near their full rate then, and a
+joint step's packing, copies and padding cost more than they save (docs/log.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,24 +157,20 @@ class OrtEngine:
         stop = chunk.start + chunk_len
         slot.kv_L2GCK[:, :, :, chunk.start : stop] = self._present
 
+    def runs(self, num_tokens: Sequence[int]) -> list[list[int]]:
+        """Users with many tokens one by one, the others together."""
+        alone = [[user] for user, count in enumerate(num_tokens) if count >= _TOKENS_ALONE]
+        together = [user for user, count in enumerate(num_tokens) if count < _TOKENS_ALONE]
+        return [*alone, together] if together else alone
+
     def suffix(self, packed: PackedSuffix, slots: Sequence[OrtSlot]) -> FloatArray:
         """L2-normalised embeddings [Q, Z] over the slots. Raises Retryable when out of memory."""
         with memory_is_retryable():
             if len(slots) == 1:
                 return self._run_alone(packed, slots[0])
-            embeddings_QZ = np.empty(
-                (len(packed.emb_index_Q), self._dims.embedding_dim), dtype=np.float32
-            )
-            for users in _groups(packed):
-                part = part_of(packed, users)
-                chosen = [slots[user] for user in users]
-                if len(chosen) == 1:
-                    embeddings_QZ[part.queries_Q] = self._run_alone(part.packed, chosen[0])
-                else:
-                    binding = self._stage(chosen)
-                    self._bind_suffix(binding, part.packed)
-                    embeddings_QZ[part.queries_Q] = self._run_suffix(binding)
-        return embeddings_QZ
+            binding = self._stage(slots)
+            self._bind_suffix(binding, packed)
+            return self._run_suffix(binding)
 
     def _run_alone(self, packed: PackedSuffix, slot: OrtSlot) -> FloatArray:
         # Asked the same again, a slot's binding still holds every input, and an output that fits.
@@ -239,12 +235,3 @@ class OrtEngine:
         binding = self._suffix.io_binding()
         self._bind_past(binding, kv_L2BGCK)
         return binding
-
-
-def _groups(packed: PackedSuffix) -> list[list[int]]:
-    """Users by run: those with many tokens one by one, the others together."""
-    num_tokens = (packed.row_index_BR != ROW_PADDING).sum(1).tolist()
-    alone = [user for user, count in enumerate(num_tokens) if count >= _TOKENS_ALONE]
-    together = [user for user, count in enumerate(num_tokens) if count < _TOKENS_ALONE]
-    groups = [[user] for user in alone]
-    return [*groups, together] if together else groups

@@ -203,6 +203,10 @@ class StaticEngine:
         self._copy(self._slot_columns(slot, chunk.start), present, chunk_len)
         self._memory.wait()
 
+    def runs(self, num_tokens: Sequence[int]) -> list[list[int]]:
+        """All users together: one launch, and the weights are read once."""
+        return [list(range(len(num_tokens)))]
+
     def suffix(self, packed: PackedSuffix, slots: Sequence[StaticSlot]) -> FloatArray:
         """L2-normalised embeddings [Q, Z] over the slots. Raises Retryable when out of memory."""
         num_queries = len(packed.emb_index_Q)

@@ -106,6 +106,9 @@ class FakeEngine:
         slot[0, chunk.start : stop] = chunk.token_ids_C + chunk.vectors_CE[:, 0]
         slot[1, chunk.start : stop] = np.arange(chunk.start, stop)
 
+    def runs(self, num_tokens: Sequence[int]) -> list[list[int]]:
+        return [list(range(len(num_tokens)))]
+
     def suffix(self, packed: PackedSuffix, slots: Sequence[FloatArray]) -> FloatArray:
         self._enter()
         num_queries = len(packed.emb_index_Q)

@@ -19,12 +19,14 @@ from qanchor.config import ModalitySpec, ProfileSchema
 from qanchor.data.profile import Event, Profile
 from qanchor.errors import BundleError, ConfigError
 from qanchor_server.config import ServerConfig
+from qanchor_server.engine import ort
 from qanchor_server.engine.choice import open_engine
 from qanchor_server.engine.ort import OrtEngine, OrtOptions
 from qanchor_server.main import Server
 from qanchor_server.parity import check_parity
 from qanchor_server.prefix_encoder import PrefixEncoder
 from qanchor_server.prefix_source import prepare, prepare_rendered
+from qanchor_server.suffix_runner import SuffixRunner
 
 NOW_S = 1_000 * 86_400
 # Float32 sums in another order; components of unit vectors.
@@ -76,7 +78,7 @@ def test_the_engine_reproduces_torch_whole_and_in_chunks(engine, bundle, chunk_l
     assert check_parity(engine, encoder_of(engine, bundle, chunk_len), bundle) < TOLERANCE
 
 
-def test_users_batched_equal_users_alone_with_slots_of_any_capacity(engine, bundle):
+def test_users_batched_equal_users_alone_with_slots_of_any_capacity(engine, bundle, monkeypatch):
     encoder = encoder_of(engine, bundle, 16)
     slots, users, expected = [], [], []
     for number, case in enumerate(bundle.parity):
@@ -89,11 +91,21 @@ def test_users_batched_equal_users_alone_with_slots_of_any_capacity(engine, bund
         queries = tuple(SuffixQuery(tuple(bundle.encode_query(q))) for q in case.queries)
         users.append(UserSuffix(len(prepared.layout), queries[number:]))
         expected.append(np.array(case.embeddings[number:]))
+    dims = bundle.manifest.dims
+    runner = SuffixRunner(
+        engine, user_emb=bundle.manifest.tokens.user_emb, hidden_dim=dims.hidden_dim
+    )
+    together_len = min(user.num_tokens for user in users) + 1
     # Twice, and in another order: the working copy holds other users' numbers by then.
     for order in ([0, 1, 2], [2, 0], [1, 2, 0]):
-        found = embed(engine, bundle, [slots[i] for i in order], [users[i] for i in order])
+        chosen = [users[i] for i in order], [slots[i] for i in order]
         wanted = np.concatenate([expected[i] for i in order])
+        found = embed(engine, bundle, chosen[1], chosen[0])
         assert np.abs(found - wanted).max() < TOLERANCE
+        # From one token alone, some alone, and all together.
+        for tokens_alone in (1, together_len, 10_000):
+            monkeypatch.setattr(ort, "_TOKENS_ALONE", tokens_alone)
+            assert np.abs(runner.embed(*chosen) - wanted).max() < TOLERANCE
 
 
 def test_a_slot_asked_again_answers_from_what_it_holds_now(engine, bundle):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qanchor.bundle.manifest import ModelDims, Precision, asks_by_query, suffix_spec
-from qanchor.bundle.packing import Packer, SuffixQuery, UserSuffix, pack, part_of
+from qanchor.bundle.packing import Packer, SuffixQuery, UserSuffix, pack
 
 USER_EMB = 99
 ROWS_2 = np.array([[1, 2, 3], [4, 5, 6]], dtype=np.float32)
@@ -78,26 +78,6 @@ def test_inputs_have_the_manifests_names_order_dtypes_and_ranks(
         assert str(array.dtype) == specs[name].dtype
         assert array.ndim == len(specs[name].dims)
         assert array.flags.c_contiguous
-
-
-def test_a_part_of_a_step_is_the_step_of_its_users() -> None:
-    """Users 2 and 0 of three, with prompts; only segment ids and prompt rows stay the whole's."""
-    prompt = np.ones((2, 4), dtype=np.float32)
-    users = [
-        UserSuffix(10, (SuffixQuery((1, 2)), SuffixQuery((3,), prompt))),
-        UserSuffix(20, (SuffixQuery((4, 5, 6)),)),
-        UserSuffix(30, (SuffixQuery((7,), prompt), SuffixQuery((8, 9)))),
-    ]
-    part = part_of(pack(users, user_emb=99, hidden_dim=4), [2, 0])
-    alone = pack([users[2], users[0]], user_emb=99, hidden_dim=4)
-    assert part.packed.segment_ids_S.tolist() == [3, 3, 3, 3, 4, 4, 4, 0, 0, 0, 1, 1, 1, 1]
-    expected = alone.inputs(by_query=True)
-    for name, array in part.packed.inputs(by_query=True).items():
-        if name != "emb_index":
-            np.testing.assert_array_equal(array, expected[name], err_msg=name)
-    # Rows come in the whole step's order of queries: user 0's two, then user 2's two.
-    assert part.queries_Q.tolist() == [0, 1, 3, 4]
-    assert part.packed.emb_index_Q.tolist() == [9, 13, 3, 6]
 
 
 def test_a_packer_keeps_what_one_user_is_asked_again() -> None:

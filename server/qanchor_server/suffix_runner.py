@@ -1,0 +1,40 @@
+"""Packs the users of a suffix step and runs them, together or one by one as the engine is quickest.
+
+Call from one thread only.
+"""
+
+from collections.abc import Sequence
+from typing import Generic
+
+import numpy as np
+
+from qanchor.bundle.packing import Packer, UserSuffix
+from qanchor_server.engine import Engine, FloatArray, SlotT
+
+_MAX_PACKED = 2048
+"""Packed steps of one user that are kept, 10 to 20 KB each: one per prefix length and queries, so
+that a few sets of queries are kept for users of any length."""
+
+
+class SuffixRunner(Generic[SlotT]):
+    """An engine's suffix graph over users and their queries."""
+
+    def __init__(self, engine: Engine[SlotT], *, user_emb: int, hidden_dim: int) -> None:
+        self._engine = engine
+        self._packer = Packer(user_emb=user_emb, hidden_dim=hidden_dim, max_kept=_MAX_PACKED)
+
+    def embed(self, users: Sequence[UserSuffix], slots: Sequence[SlotT]) -> FloatArray:
+        """L2-normalised embeddings [Q, Z], user by user, query by query. Raises Retryable.
+
+        `slots[b]` holds the prefix of user b.
+        """
+        runs = self._engine.runs([user.num_tokens for user in users])
+        if len(runs) == 1:
+            return self._engine.suffix(self._packer.pack(users), slots)
+        found: dict[int, FloatArray] = {}
+        for run in runs:
+            packed = self._packer.pack([users[user] for user in run])
+            vectors_QZ = self._engine.suffix(packed, [slots[user] for user in run])
+            stops = np.cumsum([len(users[user].queries) for user in run])
+            found.update(zip(run, np.split(vectors_QZ, stops[:-1]), strict=True))
+        return np.concatenate([found[user] for user in range(len(users))])
