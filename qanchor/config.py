@@ -141,8 +141,11 @@ def nearest(name: str, valid: list[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(sorted(valid))}"
 
 
-def from_mapping(kind: type[T], data: Any, where: str = "config") -> T:
-    """Build a config struct from plain data. Raises ConfigError naming path, rule and remedy."""
+def from_mapping(kind: type[T], data: Any, where: str = "config", shown: Any = None) -> T:
+    """Build a config struct from plain data. Raises ConfigError naming path, rule and remedy.
+
+    `shown`: what an error gives as the wrong value, in place of all the data.
+    """
     try:
         return msgspec.convert(data, kind, strict=False)
     except msgspec.ValidationError as error:
@@ -151,7 +154,7 @@ def from_mapping(kind: type[T], data: Any, where: str = "config") -> T:
         remedy = "see the field's docstring"
         if unknown:
             remedy = nearest(unknown.group(1), _all_field_names(kind))
-        raise ConfigError(where, data, message, remedy) from None
+        raise ConfigError(where, shown or data, message, remedy) from None
 
 
 def load(kind: type[T], path: Path) -> T:
@@ -204,13 +207,11 @@ def override(config: T, assignments: list[str]) -> T:
             if not isinstance(node.get(parent), dict):
                 raise ConfigError("--set", path, "no such section", nearest(parent, list(node)))
             node = node[parent]
-        if leaf not in node:
-            raise ConfigError("--set", path, "no such option", nearest(leaf, list(node)))
         try:
             node[leaf] = msgspec.json.decode(text)
         except msgspec.DecodeError:
             node[leaf] = text
-    return from_mapping(type(config), data, "--set")
+    return from_mapping(type(config), data, "--set", shown=" ".join(assignments))
 
 
 def _all_field_names(kind: Any) -> list[str]:

@@ -122,8 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The exporter tells of every graph it traces.
     logging.getLogger("onnxscript").setLevel(logging.WARNING)
     logging.getLogger("onnx_ir").setLevel(logging.WARNING)
-    scenario = config.override(load_scenario(args.file), args.assignments)
     try:
+        scenario = config.override(load_scenario(args.file), args.assignments)
         if args.prepare:
             prepare(scenario)
         else:

@@ -7,10 +7,11 @@ import pytest
 
 pytest.importorskip("torch")
 
+from qanchor.config import override
 from qanchor.errors import ConfigError
-from qanchor_bench import bundles
+from qanchor_bench import bundles, runner
 from qanchor_bench.engines import server_config
-from qanchor_bench.scenario import BenchScenario
+from qanchor_bench.scenario import BenchScenario, find_scenario
 from qanchor_bench.suites.cache import within_budgets
 from qanchor_bench.suites.engine import tail
 
@@ -36,6 +37,15 @@ def test_settings_of_the_scenario_stand_above_the_benchs_and_are_checked() -> No
     assert server_config(changed(server={"max_step_tokens": 64}), None).max_step_tokens == 64  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="max_step_tokens"):
         server_config(changed(server={"max_step_tokenz": 64}), None)  # type: ignore[arg-type]
+
+
+def test_a_servers_setting_can_be_given_by_its_path(capsys: pytest.CaptureFixture[str]) -> None:
+    assert override(BASE, ["server.max_step_tokens=64"]).server == {"max_step_tokens": 64}
+    scenario = find_scenario("serve_mini")
+    assert runner.main([str(scenario), "results", "--prepare", "--set", "secondz=1"]) == 2
+    told = capsys.readouterr().err
+    assert "did you mean 'seconds'" in told
+    assert "Traceback" not in told
 
 
 def test_a_bundle_is_shared_by_scenarios_that_ask_for_the_same_and_by_no_others(

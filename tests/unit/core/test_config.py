@@ -32,8 +32,10 @@ def test_override_sets_nested_values_and_keeps_the_rest() -> None:
     ],
 )
 def test_a_wrong_override_names_the_remedy(assignment: str, remedy: str) -> None:
-    with pytest.raises(ConfigError, match=remedy):
+    with pytest.raises(ConfigError, match=remedy) as raised:
         config.override(mini(), [assignment])
+    assert repr(assignment.partition("=")[0])[1:-1] in str(raised.value)
+    assert len(str(raised.value)) < 400, "the assignment is told, not the whole recipe"
 
 
 def test_an_unknown_key_names_the_nearest_valid_one() -> None:
