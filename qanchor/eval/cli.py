@@ -73,7 +73,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         default=[],
         metavar="PART",
         help="leave a part out, may be repeated: universal, pooled, handmade, zero-shot, queries, "
-        "attention, plots",
+        "few-labels, attention, plots",
     )
     parser.add_argument(
         "--max-users", type=int, default=0, help="users per split; quicker and noisier (0 = all)"

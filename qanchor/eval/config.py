@@ -8,7 +8,9 @@ import msgspec
 from qanchor.config import Config, Scenario, load, nearest
 from qanchor.errors import ConfigError
 
-Part = Literal["universal", "pooled", "handmade", "zero-shot", "queries", "attention", "plots"]
+Part = Literal[
+    "universal", "pooled", "handmade", "zero-shot", "queries", "few-labels", "attention", "plots"
+]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
@@ -54,6 +56,10 @@ class EvalConfig(Config, frozen=True, kw_only=True):
     """Bootstrap draws of the test users."""
     seed: int = 0
     """Of the draws."""
+    label_counts: tuple[int, ...] = (20, 100, 500)
+    """Labels per scenario of the probes with few labels."""
+    label_draws: int = 40
+    """How often such labels are drawn; at most `num_draws` times, each with its own test users."""
     attention_users: int = 256
     """Test users whose attention is averaged, at most."""
     plot_users: int = 600
@@ -62,6 +68,12 @@ class EvalConfig(Config, frozen=True, kw_only=True):
     """Answer texts of zero-shot scoring."""
     wordings: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     """By scenario name: other questions that ask the same, for zero-shot scoring."""
+
+    def __post_init__(self) -> None:
+        if not self.label_counts or min(self.label_counts) < 2:
+            raise ConfigError("label_counts", self.label_counts, "at least 2 each", "set 20")
+        if self.label_draws < 1:
+            raise ConfigError("label_draws", self.label_draws, "at least 1", "set 40")
 
 
 def read_answers(path: Path, scenarios: tuple[Scenario, ...]) -> AnswerFile:

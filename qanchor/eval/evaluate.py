@@ -21,11 +21,28 @@ from qanchor.eval.attention import attention_shares
 from qanchor.eval.bootstrap import Bootstrap
 from qanchor.eval.config import EvalConfig
 from qanchor.eval.embed import embed_corpus, encoded_corpus
+from qanchor.eval.few_labels import few_labels
 from qanchor.eval.judge import Judged, difference
-from qanchor.eval.methods import Comparison, Embedded, Subject, columns, embed_everybody
+from qanchor.eval.methods import (
+    MAIN,
+    Comparison,
+    Embedded,
+    Subject,
+    columns,
+    embed_everybody,
+    handmade_matrix,
+)
+from qanchor.eval.probe import Features
 from qanchor.eval.projection import Projection, project
 from qanchor.eval.query_effect import query_effect
-from qanchor.eval.results import Attention, Difference, Evaluation, QueryEffect, ZeroShot
+from qanchor.eval.results import (
+    Attention,
+    Difference,
+    Evaluation,
+    FewLabels,
+    QueryEffect,
+    ZeroShot,
+)
 from qanchor.eval.splits import JudgedUsers, chosen_users, judged_users
 from qanchor.eval.zero_shot import zero_shot
 from qanchor.train.corpus import PrefixCorpus
@@ -67,8 +84,9 @@ def evaluate(subject: Subject, dataset: Dataset, settings: EvalConfig) -> Evalua
         methods.append(comparison.checkpoint("untrained model", about, subject.untrained))
     if "pooled" in parts:
         methods += comparison.pooled(corpus)
-    if "handmade" in parts:
-        methods += comparison.handmade()
+    matrix_UF = handmade_matrix(dataset, judged.users) if "handmade" in parts else None
+    if matrix_UF is not None:
+        methods += comparison.handmade(matrix_UF)
     evaluation = Evaluation(
         dataset=dataset.name,
         num_users=len(judged.users),
@@ -82,6 +100,7 @@ def evaluate(subject: Subject, dataset: Dataset, settings: EvalConfig) -> Evalua
         differences=_differences(methods),
         zero_shot=_zero_shot(subject, comparison, settings, corpus, embedded),
         queries=_queries(settings, judged, embedded, bootstrap),
+        few_labels=_few_labels(settings, judged, embedded, matrix_UF, bootstrap),
         attention=_attention(subject, dataset, settings, judged, corpus),
     )
     return Evaluated(evaluation, _projections(subject, settings, judged, embedded))
@@ -150,6 +169,28 @@ def _queries(
     if "queries" not in settings.parts:
         return None
     return query_effect(embedded.plain_UQZ, judged, bootstrap)
+
+
+def _few_labels(
+    settings: EvalConfig,
+    judged: JudgedUsers,
+    embedded: Embedded,
+    handmade_UF: Features | None,
+    bootstrap: Bootstrap,
+) -> FewLabels | None:
+    if "few-labels" not in settings.parts:
+        return None
+    own = columns(embedded.plain_UQZ)
+    tables = {MAIN: [[table] for table in own]}
+    if len(own) > 1:
+        tables["other scenarios' questions"] = [
+            [table for table in own if table is not mine] for mine in own
+        ]
+    if "universal" in settings.parts:
+        tables["universal"] = [[embedded.universal_UZ]] * len(own)
+    if handmade_UF is not None:
+        tables["hand-made, logistic regression"] = [[handmade_UF]] * len(own)
+    return few_labels(tables, judged, settings, bootstrap)
 
 
 def _attention(

@@ -105,9 +105,8 @@ class Comparison:
             self._same(overall, means_UME.mean(axis=1)),
         ]
 
-    def handmade(self) -> list[Judged]:
-        """Hand-made features under a linear and a boosted probe."""
-        matrix_UF = handmade_matrix(self.dataset, self.judged.users)
+    def handmade(self, matrix_UF: Features) -> list[Judged]:
+        """`handmade_matrix` under a linear and a boosted probe."""
         about = "counts, sums, values, active days, recency by event type and window, attributes"
         tables = [matrix_UF] * len(self.judged.by_scenario)
         found = []

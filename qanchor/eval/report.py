@@ -12,6 +12,7 @@ from qanchor.eval.results import (
     Attention,
     Difference,
     Evaluation,
+    FewLabels,
     MethodScore,
     QueryEffect,
     ScenarioScore,
@@ -33,6 +34,8 @@ def document(result: Evaluation, projections: Sequence[Projection], dataset_note
         sections.append(_zero_shot(result.zero_shot))
     if result.queries:
         sections.append(_queries(result.queries))
+    if result.few_labels:
+        sections.append(_few_labels(result.few_labels))
     if result.attention:
         sections.append(_attention(result.attention))
     if projections:
@@ -277,6 +280,41 @@ def _queries(effect: QueryEffect) -> Section:
         ),
     )
     return Section("What a query changes", text, tiles, (Table(head, tuple(rows)),), plots)
+
+
+def _few_labels(result: FewLabels) -> Section:
+    counts = sorted({one.num_labels for one in result.scores})
+    scores = {(one.method, one.num_labels): one for one in result.scores}
+    gains = {(one.over, one.num_labels): one for one in result.gains}
+    methods = list(dict.fromkeys(one.method for one in result.scores))
+    best = {count: max(scores[method, count].auc for method in methods) for count in counts}
+    rows = []
+    for method in methods:
+        found = [scores[method, count] for count in counts]
+        cells = [
+            _scored(one.auc, one.auc_interval, is_best=one.auc == best[one.num_labels])
+            for one in found
+        ]
+        for count in counts:
+            gain = gains.get((method, count))
+            cells.append(
+                Cell(f"{gain.auc:+.4f}", gain.auc, note=_signed(gain.auc_interval))
+                if gain
+                else Cell("", 0.0)
+            )
+        rows.append((Cell(method), *cells))
+    head = (
+        "method",
+        *(f"AUC, {count} labels" for count in counts),
+        *(f"{methods[0]} minus it, {count}" for count in counts),
+    )
+    text = (
+        "With thousands of labels a probe finds what it needs under any question. Here it sees "
+        "a few users of each scenario, half of each class. Means over scenarios and "
+        f"{result.num_draws} draws of labels, each judged on another draw of test users; the "
+        "strength of regularisation is chosen on valid, once per method and number of labels."
+    )
+    return Section("With few labels", text, tables=(Table(head, tuple(rows)),))
 
 
 def _attention(attention: Attention) -> Section:

@@ -115,6 +115,37 @@ class QueryEffect(Config, frozen=True, kw_only=True):
     own_minus_others_by_scenario: tuple[float, ...]
 
 
+class FewLabelsScore(Config, frozen=True, kw_only=True):
+    """A method's AUC where probes see few labels, mean over scenarios and draws."""
+
+    method: str
+    num_labels: int
+    """Labelled train users of each scenario, half of each class."""
+    auc: float
+    auc_interval: Interval
+    """Over draws of labels and of test users."""
+
+
+class FewLabelsGain(Config, frozen=True, kw_only=True):
+    """A method minus another with the same few labels, draws paired."""
+
+    method: str
+    over: str
+    num_labels: int
+    auc: float
+    auc_interval: Interval
+
+
+class FewLabels(Config, frozen=True, kw_only=True):
+    """What probes reach with few labels."""
+
+    num_draws: int
+    """Of labels; each is judged on another draw of test users."""
+    scores: tuple[FewLabelsScore, ...]
+    gains: tuple[FewLabelsGain, ...]
+    """The method with each scenario's own question over each other."""
+
+
 class AttentionShares(Config, frozen=True, kw_only=True):
     """Where <USER_EMB> looks: shares that sum to 1, mean over users and heads."""
 
@@ -152,6 +183,7 @@ class Evaluation(Config, frozen=True, kw_only=True):
     """The first method minus each other; and the tuned minus the first."""
     zero_shot: ZeroShot | None = None
     queries: QueryEffect | None = None
+    few_labels: FewLabels | None = None
     attention: Attention | None = None
 
     def method(self, name: str) -> MethodScore | None:

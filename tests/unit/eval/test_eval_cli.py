@@ -15,9 +15,11 @@ from qanchor.cli import main
 from qanchor.config import Scenario
 from qanchor.data.dataset import open_dataset
 from qanchor.data.measures import NUM_MEASURES
+from qanchor.eval.config import PARTS
 from qanchor.eval.results import Evaluation
 
 FEW = ["--set", "num_draws=20", "--set", "plot_users=20", "--set", "attention_users=4"]
+FEW += ["--set", "label_counts=[10,30]", "--set", "label_draws=3"]
 
 
 class Page(HTMLParser):
@@ -99,6 +101,11 @@ def test_every_method_is_judged_on_every_scenario(
 
 def test_the_other_parts_are_there(evaluated: tuple[Path, Evaluation]) -> None:
     _, result = evaluated
+    assert result.few_labels is not None
+    assert result.few_labels.num_draws == 3
+    methods = {one.method for one in result.few_labels.scores}
+    assert {"Q-Anchor", "other scenarios' questions", "universal"} < methods
+    assert {one.num_labels for one in result.few_labels.gains} == {10, 30}
     assert result.zero_shot is not None
     assert result.zero_shot.yes == ("Yes <b>&</b> often.",)
     first, second, *_ = result.zero_shot.scenarios
@@ -151,13 +158,14 @@ def test_parts_can_be_left_out_and_wrong_words_are_told(
     wallet: Path, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = ["eval", str(run_dir / "untrained"), str(wallet), *FEW]
-    few = ["universal", "pooled", "handmade", "zero-shot", "queries", "attention"]
+    few = [part for part in PARTS if part != "plots"]
     without = [word for part in few for word in ("--without", part)]
     out = tmp_path / "deep" / "eval.json"
     assert main([*base, *without, "--max-users", "60", "--out", str(out)]) == 0
     result = config.load(Evaluation, out)
     assert [method.method for method in result.methods] == ["Q-Anchor", "untrained model"]
-    assert (result.zero_shot, result.queries, result.attention) == (None, None, None)
+    parts = (result.zero_shot, result.queries, result.few_labels, result.attention)
+    assert parts == (None,) * 4
     shown = capsys.readouterr().out
     assert json.loads(shown.splitlines()[-1])["Q-Anchor"]["auc"] == result.methods[0].average_auc
     assert "| Q-Anchor | untrained model | +0.0000 |" in shown
