@@ -38,6 +38,10 @@ class Reply:
     """The user's prefix was held when the server needed it."""
     is_right: bool = True
     """The vectors were compared and wrong: False."""
+    queue_s: float = 0.0
+    """What the server says the request waited."""
+    step_s: float = 0.0
+    """What the server says its suffix steps took."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,8 @@ class Records(Config, frozen=True, kw_only=True):
     outcome: tuple[str, ...]
     was_hit: tuple[bool, ...]
     is_right: tuple[bool, ...]
+    queue_s: tuple[float, ...]
+    step_s: tuple[float, ...]
     echo_s: tuple[float, ...] = ()
     """Round trips of the empty call."""
     num_compared: int = 0
@@ -87,11 +89,11 @@ def as_records(columns: Records) -> list[Record]:
     """Rows of the columns."""
     rows = zip(
         columns.intended_s, columns.sent_s, columns.done_s, columns.outcome, columns.was_hit,
-        columns.is_right, strict=True,
+        columns.is_right, columns.queue_s, columns.step_s, strict=True,
     )  # fmt: skip
     return [
-        Record(intended, sent, done, Reply(Outcome(outcome), was_hit, is_right))
-        for intended, sent, done, outcome, was_hit, is_right in rows
+        Record(intended, sent, done, Reply(Outcome(outcome), *of_reply))
+        for intended, sent, done, outcome, *of_reply in rows
     ]
 
 
@@ -143,15 +145,16 @@ class _Sender:
         return self.judge(number, user, response)
 
     def judge(self, number: int, user: str, response: Any) -> Reply:
-        state = response.provenance.cache_state
-        was_hit = state == embedding_pb2.CACHE_STATE_DEVICE
+        provenance = response.provenance
+        was_hit = provenance.cache_state == embedding_pb2.CACHE_STATE_DEVICE
         is_right = True
         if user in self.expected and number % self.plan.check_every == 0:
             self.num_compared += 1
             found = np.stack([decode_vector(result.vector) for result in response.results])
             cosine = (found * self.expected[user]).sum(-1).min()
             is_right = bool(cosine >= self.plan.min_cosine)
-        return Reply(Outcome.ANSWERED, was_hit, is_right)
+        waited_s, step_s = provenance.queue_seconds, provenance.suffix_seconds
+        return Reply(Outcome.ANSWERED, was_hit, is_right, waited_s, step_s)
 
 
 def _failed(error: grpc.aio.AioRpcError) -> Reply:
@@ -225,6 +228,8 @@ async def run_plan(plan: ClientPlan, await_start: Callable[[], Awaitable[float]]
         outcome=tuple(record.reply.outcome.value for record in records),
         was_hit=tuple(record.reply.was_hit for record in records),
         is_right=tuple(record.reply.is_right for record in records),
+        queue_s=tuple(record.reply.queue_s for record in records),
+        step_s=tuple(record.reply.step_s for record in records),
         echo_s=tuple(echo_s),
         num_compared=sender.num_compared,
     )

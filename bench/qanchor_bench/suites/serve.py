@@ -220,6 +220,7 @@ def _measure(
         records, _, echo_s = phases.run(kind="turns")
         into.add("empty round trip", median(echo_s))
         _add_latencies(into, "one client, unary", records)
+        _add_shares(into, records)
         # One client leaves the engine idle between steps, for as long as all but the step takes.
         pause_s = max(0.0, percentile(latencies(records, hits_only=True), 50.0) - one_s)
         into.add("engine step after a pause", median(alone.steps(1, pause_s)))
@@ -248,6 +249,15 @@ def _add_latencies(
     values = [record.latency_s for record in records if not record.reply.was_hit]
     if values:
         samples.add(f"{name}: misses p50", percentile(values, 50.0), **labels, percentile="misses")
+
+
+def _add_shares(samples: _Samples, records: Sequence[Record]) -> None:
+    """Where a request's time goes, by what the server says of each; medians, so no exact sum."""
+    step_s = [record.reply.step_s for record in records]
+    queue_s = [record.reply.queue_s for record in records]
+    rest_s = [record.latency_s - record.reply.step_s - record.reply.queue_s for record in records]
+    for word, values in (("step", step_s), ("queue", queue_s), ("rest", rest_s)):
+        samples.add(f"one request's time: {word}", median(values))
 
 
 def _findings(
