@@ -21,7 +21,7 @@ from qanchor.eval.config import EvalConfig
 from qanchor.eval.metrics import auc, weighted_auc_ks
 from qanchor.eval.probe import MAX_NEWTON_FEATURES, Features
 from qanchor.eval.results import FewLabels, FewLabelsGain, FewLabelsScore
-from qanchor.eval.splits import JudgedUsers, LabelledSplit
+from qanchor.eval.splits import SPLITS, JudgedUsers, LabelledSplit
 
 STRENGTHS = (0.001, 0.01, 0.1)
 Doubles = npt.NDArray[np.float64]
@@ -92,56 +92,61 @@ def few_labels(
 
 
 @dataclass(frozen=True, slots=True)
-class _Table:
-    """One scenario's splits of a table of features, standardised."""
+class _Split:
+    """One split's users who have the scenario's label, features standardised."""
 
-    features_UF: Doubles
-    train: LabelledSplit
-    valid: LabelledSplit
-    test: LabelledSplit
+    features_NF: Doubles
+    labels_N: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """One scenario's splits of a table of features."""
+
+    train: _Split
+    valid: _Split
+    test: _Split
     test_places: IntArray
+    """Of the labelled ones among all test users."""
 
     @classmethod
     def of(cls, table_UF: Features, judged: JudgedUsers, scenario: str) -> "_Table":
         splits = judged.by_scenario[scenario]
         train_NF = table_UF[splits["train"].rows].astype(np.float64)
-        spread_F = train_NF.std(axis=0)
+        mean_F, spread_F = train_NF.mean(axis=0), train_NF.std(axis=0)
         spread_F[spread_F == 0] = 1
-        return cls(
-            (table_UF - train_NF.mean(axis=0)) / spread_F,
-            splits["train"],
-            splits["valid"],
-            splits["test"],
-            np.searchsorted(judged.test_rows, splits["test"].rows),
+        train, valid, test = (
+            _Split((table_UF[splits[name].rows] - mean_F) / spread_F, splits[name].labels)
+            for name in SPLITS
         )
+        return cls(train, valid, test, np.searchsorted(judged.test_rows, splits["test"].rows))
 
     def judge(self, drawn: Sequence[Sequence[IntArray]], bootstrap: Bootstrap) -> Doubles:
         """[2, C, L, D]: AUC on valid, and on a draw of test users."""
-        shape = (2, len(STRENGTHS), len(drawn), len(drawn[0]))
-        found: Doubles = np.empty(shape)
+        found: Doubles = np.empty((2, len(STRENGTHS), len(drawn), len(drawn[0])))
         for count, draws in enumerate(drawn):
             for draw, picks_N in enumerate(draws):
-                weights_1U = bootstrap.weights_BU[draw : draw + 1, self.test_places]
-                for place, weights_F in enumerate(self._fitted(picks_N)):
-                    valid, test = (
-                        self.features_UF[part.rows] @ weights_F for part in (self.valid, self.test)
-                    )
-                    found[0, place, count, draw] = auc(self.valid.labels, valid)
-                    auc_1, _ = weighted_auc_ks(self.test.labels, test, weights_1U)
+                weights_FC = self._fitted(picks_N)
+                valid_NC = self.valid.features_NF @ weights_FC
+                test_NC = self.test.features_NF @ weights_FC
+                users_1N = bootstrap.weights_BU[draw : draw + 1, self.test_places]
+                for place in range(len(STRENGTHS)):
+                    found[0, place, count, draw] = auc(self.valid.labels_N, valid_NC[:, place])
+                    auc_1, _ = weighted_auc_ks(self.test.labels_N, test_NC[:, place], users_1N)
                     found[1, place, count, draw] = auc_1[0]
         return found
 
-    def _fitted(self, picks_N: IntArray) -> list[Doubles]:
-        """Weights [F] by strength; a bias would not change an order."""
-        features_NF = self.features_UF[self.train.rows[picks_N]]
+    def _fitted(self, picks_N: IntArray) -> Doubles:
+        """Weights [F, C]; a bias would not change an order."""
+        features_NF, labels_N = self.train.features_NF[picks_N], self.train.labels_N[picks_N]
         is_narrow = features_NF.shape[1] <= MAX_NEWTON_FEATURES
         solver = "newton-cholesky" if is_narrow else "lbfgs"
         model = LogisticRegression(solver=solver, warm_start=True, max_iter=1000)
-        found = []
-        for strength in STRENGTHS:
-            model.set_params(C=strength).fit(features_NF, self.train.labels[picks_N])
-            found.append(model.coef_[0].copy())
-        return found
+        found = [
+            model.set_params(C=strength).fit(features_NF, labels_N).coef_[0].copy()
+            for strength in STRENGTHS
+        ]
+        return np.stack(found, axis=1)
 
 
 def _draw(train: LabelledSplit, count: int, seed: tuple[int, ...]) -> IntArray:
