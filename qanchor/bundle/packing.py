@@ -12,7 +12,7 @@ D hidden_dim.
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -97,6 +97,11 @@ class PackedSuffix:
     emb_index_Q: IntArray
     prefix_len_B: IntArray
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(getattr(self, field.name).nbytes for field in fields(self))
+
     def inputs(
         self, *, by_query: bool
     ) -> dict[str, npt.NDArray[np.int64] | npt.NDArray[np.float32]]:
@@ -172,15 +177,16 @@ def pack(users: Sequence[UserSuffix], *, user_emb: int, hidden_dim: int) -> Pack
 class Packer:
     """`pack` for a server, where the same queries are asked of one user after another.
 
-    What depends on the queries and the prefix's length alone is made once and kept, the least
-    recently used of more than `max_kept` being dropped. Whoever gets a PackedSuffix must not change
+    What depends on the queries and the prefix's length alone is made once and kept within
+    `max_bytes`, the least recently used being dropped. Whoever gets a PackedSuffix must not change
     it; the same object stands for the same inputs. One thread only.
     """
 
-    def __init__(self, *, user_emb: int, hidden_dim: int, max_kept: int) -> None:
+    def __init__(self, *, user_emb: int, hidden_dim: int, max_bytes: int) -> None:
         self._user_emb = user_emb
         self._hidden_dim = hidden_dim
-        self._max_kept = max_kept
+        self._max_bytes = max_bytes
+        self._kept_bytes = 0
         self._kept: OrderedDict[tuple[int, ...], tuple[UserSuffix, PackedSuffix]] = OrderedDict()
 
     def pack(self, users: Sequence[UserSuffix]) -> PackedSuffix:
@@ -196,8 +202,10 @@ class Packer:
             return kept[1]
         packed = pack(users, user_emb=self._user_emb, hidden_dim=self._hidden_dim)
         self._kept[key] = user, packed
-        if len(self._kept) > self._max_kept:
-            self._kept.popitem(last=False)
+        self._kept_bytes += packed.num_bytes
+        while self._kept_bytes > self._max_bytes:
+            _, (_, dropped) = self._kept.popitem(last=False)
+            self._kept_bytes -= dropped.num_bytes
         return packed
 
 

@@ -8,6 +8,7 @@ once per number of labels, by the average over scenarios and draws on valid.
 Legend: U users, F features, N labels, C strengths, L numbers of labels, D draws.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ from qanchor.eval.probe import MAX_NEWTON_FEATURES, Features
 from qanchor.eval.results import FewLabels, FewLabelsGain, FewLabelsScore
 from qanchor.eval.splits import SPLITS, JudgedUsers, LabelledSplit
 
+log = logging.getLogger(__name__)
+
 STRENGTHS = (0.001, 0.01, 0.1)
 Doubles = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -33,13 +36,19 @@ def few_labels(
     judged: JudgedUsers,
     settings: EvalConfig,
     bootstrap: Bootstrap,
-) -> FewLabels:
+) -> FewLabels | None:
     """Judge methods with few labels; gains are those of the first method over each other.
 
+    Numbers of labels that a scenario's train users do not have are left out; None where all are.
     `tables`: by method, for each scenario in order, one or several tables [U, F] whose AUCs are
     averaged.
     """
-    counts = settings.label_counts
+    most = min(len(splits["train"].labels) for splits in judged.by_scenario.values())
+    counts = [count for count in settings.label_counts if count <= most]
+    if len(counts) < len(settings.label_counts):
+        log.warning("few labels: a scenario has %d train users, more labels are left out", most)
+    if not counts:
+        return None
     num_draws = min(settings.label_draws, settings.num_draws)
     drawn = {
         name: [

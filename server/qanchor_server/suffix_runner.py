@@ -11,9 +11,10 @@ import numpy as np
 from qanchor.bundle.packing import Packer, UserSuffix
 from qanchor_server.engine import Engine, FloatArray, SlotT
 
-_MAX_PACKED = 2048
-"""Packed steps of one user that are kept, 10 to 20 KB each: one per prefix length and queries, so
-that a few sets of queries are kept for users of any length."""
+_MAX_PACKED_BYTES = 64 << 20
+"""Packed steps of one user that are kept: one per prefix length and queries, 10 KB for 100 tokens
+and the soft prompts' rows on top, so that a few sets of queries are kept for users of any length.
+"""
 
 
 class SuffixRunner(Generic[SlotT]):
@@ -21,7 +22,7 @@ class SuffixRunner(Generic[SlotT]):
 
     def __init__(self, engine: Engine[SlotT], *, user_emb: int, hidden_dim: int) -> None:
         self._engine = engine
-        self._packer = Packer(user_emb=user_emb, hidden_dim=hidden_dim, max_kept=_MAX_PACKED)
+        self._packer = Packer(user_emb=user_emb, hidden_dim=hidden_dim, max_bytes=_MAX_PACKED_BYTES)
 
     def embed(self, users: Sequence[UserSuffix], slots: Sequence[SlotT]) -> FloatArray:
         """L2-normalised embeddings [Q, Z], user by user, query by query. Raises Retryable.

@@ -108,7 +108,13 @@ def test_users_batched_equal_users_alone_with_slots_of_any_capacity(engine, bund
             assert np.abs(runner.embed(*chosen) - wanted).max() < TOLERANCE
 
 
-def test_a_slot_asked_again_answers_from_what_it_holds_now(engine, bundle):
+def test_users_of_many_tokens_run_alone(engine):
+    assert engine.runs([10, 64, 30, 200]) == [[1], [3], [0, 2]]
+    assert engine.runs([64, 64]) == [[0], [1]]
+    assert engine.runs([63, 63]) == [[0, 1]]
+
+
+def test_a_slot_asked_again_answers_from_what_it_holds_now(engine, bundle, monkeypatch):
     """Its binding is kept from step to step; results must not be, nor the slot's old numbers."""
     encoder = encoder_of(engine, bundle, 16)
     cases = bundle.parity[:2]
@@ -121,7 +127,7 @@ def test_a_slot_asked_again_answers_from_what_it_holds_now(engine, bundle):
     packer = Packer(
         user_emb=bundle.manifest.tokens.user_emb,
         hidden_dim=bundle.manifest.dims.hidden_dim,
-        max_kept=8,
+        max_bytes=1 << 20,
     )
     queries = [tuple(SuffixQuery(tuple(bundle.encode_query(q))) for q in c.queries) for c in cases]
 
@@ -129,7 +135,13 @@ def test_a_slot_asked_again_answers_from_what_it_holds_now(engine, bundle):
         packed = packer.pack([UserSuffix(lens[number], queries[number][some])])
         return engine.suffix(packed, [slot])
 
+    bindings = []
+    bind = engine._bind_suffix
+    monkeypatch.setattr(
+        engine, "_bind_suffix", lambda *args: (bindings.append(args), bind(*args))[1]
+    )
     for number in (0, 1, 0):
+        bindings.clear()
         engine.clear_slot(slot)
         encoder.encode(prepared[number], slot)
         wanted = np.array(cases[number].embeddings)
@@ -143,6 +155,7 @@ def test_a_slot_asked_again_answers_from_what_it_holds_now(engine, bundle):
         assert np.abs(other - ask(number)).max() == 0
         assert np.abs(other - kept).max() > 10 * TOLERANCE
         assert (first == kept).all(), "an earlier answer must not change"
+        assert len(bindings) == 3, "all, some, all again; the last of four is bound already"
 
 
 def test_a_soft_prompt_changes_its_own_query_only(engine, bundle):

@@ -81,8 +81,10 @@ def test_inputs_have_the_manifests_names_order_dtypes_and_ranks(
 
 
 def test_a_packer_keeps_what_one_user_is_asked_again() -> None:
-    packer = Packer(user_emb=USER_EMB, hidden_dim=3, max_kept=2)
     queries = SuffixQuery((1, 2)), SuffixQuery((3,), ROWS_2)
+    # Room for two such steps, not for three.
+    one = pack([UserSuffix(10, queries)], user_emb=USER_EMB, hidden_dim=3).num_bytes
+    packer = Packer(user_emb=USER_EMB, hidden_dim=3, max_bytes=5 * one // 2)
     first = packer.pack([UserSuffix(10, queries)])
     assert packer.pack([UserSuffix(10, queries)]) is first
     # The same words in another object, another order and another length are other steps.
@@ -96,11 +98,18 @@ def test_a_packer_keeps_what_one_user_is_asked_again() -> None:
         wanted = pack([user], user_emb=USER_EMB, hidden_dim=3).inputs(by_query=True)
         for name, array in found.inputs(by_query=True).items():
             assert array.tolist() == wanted[name].tolist(), name
+    assert packer.pack([UserSuffix(11, queries)]) is found
     assert packer.pack([UserSuffix(10, queries)]) is not first, "two newer ones took its place"
 
 
+def test_a_step_beyond_the_budget_is_not_kept() -> None:
+    packer = Packer(user_emb=USER_EMB, hidden_dim=3, max_bytes=100)
+    user = UserSuffix(10, (SuffixQuery((1, 2)),))
+    assert packer.pack([user]) is not packer.pack([user])
+
+
 def test_a_packer_keeps_no_step_of_several_users() -> None:
-    packer = Packer(user_emb=USER_EMB, hidden_dim=3, max_kept=2)
+    packer = Packer(user_emb=USER_EMB, hidden_dim=3, max_bytes=1 << 20)
     users = [UserSuffix(10, (SuffixQuery((1,)),)), UserSuffix(3, (SuffixQuery((2,)),))]
     found = packer.pack(users)
     assert packer.pack(users) is not found

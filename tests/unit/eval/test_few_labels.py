@@ -49,6 +49,7 @@ def test_who_needs_fewer_labels_is_found_and_more_labels_help() -> None:
         EvalConfig(label_counts=(10, 200), label_draws=12),
         Bootstrap(300, 50),
     )
+    assert found is not None
     auc = {(one.method, one.num_labels): one.auc for one in found.scores}
     assert auc["loud", 10] > auc["faint", 10] + 0.1
     assert auc["loud", 200] > 0.85 > auc["faint", 10]
@@ -70,6 +71,7 @@ def test_labels_at_random_tell_nothing() -> None:
         EvalConfig(label_counts=(20,), label_draws=40),
         Bootstrap(300, 50),
     )
+    assert found is not None
     (score,) = found.scores
     assert abs(score.auc - 0.5) < 0.03
     assert score.auc_interval.low < 0.5 < score.auc_interval.high
@@ -89,7 +91,21 @@ def test_a_rare_class_gives_what_it_has() -> None:
         EvalConfig(label_counts=(2, 100), label_draws=5),
         Bootstrap(300, 50),
     )
+    assert found is not None
     assert all(one.auc > 0.99 for one in found.scores)
+
+
+def test_labels_that_are_not_there_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    labels_UQ = np.random.default_rng(2).integers(0, 2, size=(NUM_USERS, 1))
+    tables = {"noise": [[np.random.default_rng(3).normal(size=(NUM_USERS, 4)).astype(np.float32)]]}
+    judged, bootstrap = judged_by(labels_UQ), Bootstrap(300, 50)
+    settings = EvalConfig(label_counts=(20, 401), label_draws=2)
+    found = few_labels(tables, judged, settings, bootstrap)
+    assert found is not None
+    assert [one.num_labels for one in found.scores] == [20]
+    assert "400 train users" in caplog.text
+    settings = EvalConfig(label_counts=(401,), label_draws=2)
+    assert few_labels(tables, judged, settings, bootstrap) is None
 
 
 @pytest.mark.parametrize("wrong", [{"label_counts": (1,)}, {"label_draws": 0}])
