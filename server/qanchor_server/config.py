@@ -35,6 +35,10 @@ class ServerConfig(Config, frozen=True, kw_only=True):
     allow_spinning: bool = True
     """engine=cpu: ONNX Runtime's threads spin between the operators of a step, never between steps:
     steps of small models take some 15 % less. Switch it off where other work shares the cores."""
+    side_by_side_bytes: int = 64 << 20
+    """engine=cpu: users in one suffix step run side by side, a thread each, where the bundle's
+    weights take no more than this; a second copy of them is held for it. Operators of larger models
+    use all threads well by themselves. 0: never."""
     device_id: int = 0
     """Number of the GPU."""
     cuda_graphs: bool = True
@@ -73,9 +77,11 @@ class ServerConfig(Config, frozen=True, kw_only=True):
     max_event_tokens_per_step: int = 1024
     """Padded event-text tokens per prefill step, for the same trade."""
     max_step_tokens: int = 512
-    """Most packed suffix tokens of one suffix step; at least the model's max_query_len."""
+    """Most packed suffix tokens of one suffix step, for each thread where users run side by side;
+    at least the model's max_query_len."""
     max_step_users: int = 16
-    """Most users in one suffix step; on CPUs users of few tokens cost a copy of keys and values."""
+    """Most users in one suffix step, for each thread where they run side by side; where they do
+    not, users of few tokens cost a CPU a copy of keys and values."""
     max_suffix_run: int = 8
     """Suffix steps in a row while a prefill waits; then one prefill step runs."""
     prefill_patience: float = 4.0
@@ -113,9 +119,9 @@ class ServerConfig(Config, frozen=True, kw_only=True):
             if getattr(self, name) < 1:
                 raise ConfigError(name, getattr(self, name), "must be at least 1", "raise it")
         not_negative = (
-            "intra_op_threads", "device_id", "gpu_arena_bytes", "grace_seconds",
-            "clock_skew_seconds", "kv_host_bytes", "kv_disk_bytes", "kv_ttl_seconds",
-            "kv_flush_seconds", "prefill_patience", "max_disk_read_seconds",
+            "intra_op_threads", "side_by_side_bytes", "device_id", "gpu_arena_bytes",
+            "grace_seconds", "clock_skew_seconds", "kv_host_bytes", "kv_disk_bytes",
+            "kv_ttl_seconds", "kv_flush_seconds", "prefill_patience", "max_disk_read_seconds",
         )  # fmt: skip
         for name in not_negative:
             if getattr(self, name) < 0:

@@ -11,7 +11,7 @@ import logging
 import numpy as np
 
 from qanchor.bundle.manifest import ParityCase
-from qanchor.bundle.packing import SuffixQuery, UserSuffix, pack
+from qanchor.bundle.packing import PackedSuffix, SuffixQuery, UserSuffix, pack
 from qanchor.bundle.reader import Bundle
 from qanchor.bundle.tolerance import Tolerance, tolerances
 from qanchor.errors import BundleError
@@ -52,36 +52,30 @@ def _check_case(
     again = engine.allocate_slot(len(prepared.layout))
     try:
         encoder.encode(prepared, slot)
-        packed_QZ = _embed(engine, bundle, prepared, slot, queries)
+        packed = _pack(bundle, prepared, queries)
+        packed_QZ = engine.suffix(packed, [slot])
         stored_QZ = np.array(case.embeddings, dtype=np.float32)
         allowed = tolerances(bundle.manifest)
         what = f"{name}: engine against stored embeddings"
         difference = _compare(packed_QZ, stored_QZ, what, allowed.torch)
-        alone = [_embed(engine, bundle, prepared, slot, [query]) for query in queries]
+        alone = [engine.suffix(_pack(bundle, prepared, [query]), [slot]) for query in queries]
         _compare(np.concatenate(alone), packed_QZ, f"{name}: alone against packed", allowed.ways)
         encoder.encode(prepared, again)
-        again_QZ = _embed(engine, bundle, prepared, again, queries)
-        _compare(again_QZ, packed_QZ, f"{name}: encoded again against kept", allowed.ways)
+        for again_QZ in engine.suffix_each([(packed, [slot]), (packed, [again])]):
+            _compare(again_QZ, packed_QZ, f"{name}: encoded again against kept", allowed.ways)
     finally:
         engine.free_slot(slot)
         engine.free_slot(again)
     return difference
 
 
-def _embed(
-    engine: Engine[SlotT],
-    bundle: Bundle,
-    prepared: PreparedPrefix,
-    slot: SlotT,
-    queries: list[SuffixQuery],
-) -> FloatArray:
+def _pack(bundle: Bundle, prepared: PreparedPrefix, queries: list[SuffixQuery]) -> PackedSuffix:
     manifest = bundle.manifest
-    packed = pack(
+    return pack(
         [UserSuffix(len(prepared.layout), tuple(queries))],
         user_emb=manifest.tokens.user_emb,
         hidden_dim=manifest.dims.hidden_dim,
     )
-    return engine.suffix(packed, [slot])
 
 
 def _compare(found_QZ: FloatArray, wanted_QZ: FloatArray, name: str, allowed: Tolerance) -> float:

@@ -87,6 +87,8 @@ class Scheduler:
         self._pool = pool
         self._tiers = tiers
         self._limits = limits
+        self.num_lanes = 1
+        """Runs of a step that the engine has side by side; a step may be so many times larger."""
         self._users: dict[str, deque[_Group]] = {}
         self._groups_by_job: dict[int, _Group] = {}
         self._ready: OrderedDict[str, None] = OrderedDict()
@@ -280,10 +282,11 @@ class Scheduler:
         return None
 
     def _suffix_step(self) -> SuffixStep | None:
-        room = self._limits.max_step_tokens
+        room = self.num_lanes * self._limits.max_step_tokens
+        most_users = self.num_lanes * self._limits.max_step_users
         users: list[UserSlice] = []
         for user_id in self._ready:
-            if len(users) == self._limits.max_step_users or room <= 0:
+            if len(users) == most_users or room <= 0:
                 break
             group = self._users[user_id][0]
             slices, room = _take(group, room)

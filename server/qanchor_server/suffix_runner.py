@@ -1,4 +1,4 @@
-"""Packs the users of a suffix step and runs them, together or one by one as the engine is quickest.
+"""Packs the users of a suffix step into runs as the engine is quickest, and has them run.
 
 Call from one thread only.
 """
@@ -32,10 +32,14 @@ class SuffixRunner(Generic[SlotT]):
         runs = self._engine.runs([user.num_tokens for user in users])
         if len(runs) == 1:
             return self._engine.suffix(self._packer.pack(users), slots)
-        found: dict[int, FloatArray] = {}
-        for run in runs:
-            packed = self._packer.pack([users[user] for user in run])
-            vectors_QZ = self._engine.suffix(packed, [slots[user] for user in run])
+        found = self._engine.suffix_each(
+            [
+                (self._packer.pack([users[user] for user in run]), [slots[user] for user in run])
+                for run in runs
+            ]
+        )
+        by_user: dict[int, FloatArray] = {}
+        for run, vectors_QZ in zip(runs, found, strict=True):
             stops = np.cumsum([len(users[user].queries) for user in run])
-            found.update(zip(run, np.split(vectors_QZ, stops[:-1]), strict=True))
-        return np.concatenate([found[user] for user in range(len(users))])
+            by_user.update(zip(run, np.split(vectors_QZ, stops[:-1]), strict=True))
+        return np.concatenate([by_user[user] for user in range(len(users))])

@@ -218,6 +218,7 @@ class Worker(Generic[SlotT]):
             parts = prepare()
             mover = parts.mover
             self._runner = StepRunner(parts, self._model)
+            self._scheduler.num_lanes = parts.engine.num_lanes
             mover.start(lambda move, is_ok: self._send(lambda: self._move_done(move, is_ok)))
             self._loop.call_soon_threadsafe(on_ready)
             while not (self._is_stopping and not self._scheduler.has_work()):

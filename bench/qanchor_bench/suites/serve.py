@@ -36,7 +36,6 @@ from qanchor_bench.scenario import BenchScenario
 from qanchor_bench.spread import PERCENTILES, median, percentile
 from qanchor_bench.workload import EncodedUser, FloatArray, agreement
 from qanchor_export.sample_users import sample_profiles
-from qanchor_server.config import ServerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -107,9 +106,13 @@ class _EngineAlone(ProfileEngine):
 
     def calibrate(self, hot: Sequence[Profile]) -> tuple[float, float]:
         """Seconds of a step of one user and of a prefill; chooses the best batch of users."""
-        limits = ServerConfig()
+        bench = self.bench
+        limits = server_config(bench.scenario, bench.bundle, bench.threads)
+        lanes = self.engine.num_lanes
         tokens = sum(query.suffix_len for query in self.suffixes)
-        widest = min(limits.max_step_users, limits.max_step_tokens // tokens, len(hot))
+        widest = min(
+            lanes * limits.max_step_users, lanes * limits.max_step_tokens // tokens, len(hot)
+        )
         start = time.perf_counter()
         self.held = [self.encode(profile) for profile in hot[: max(1, widest)]]
         prefill_s = (time.perf_counter() - start) / len(self.held)

@@ -7,7 +7,7 @@ Legend: N texts, T text length, C chunk length, E event_dim, Q queries, Z embedd
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,10 @@ ByteArray = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 SlotT = TypeVar("SlotT")
+
+
+SuffixRun: TypeAlias = tuple[PackedSuffix, Sequence[SlotT]]
+"""Packed users and the slots that hold their prefixes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,11 @@ class PrefixChunk:
 
 class Engine(Protocol[SlotT]):
     """Runs event encoder, prefix and suffix graph; owns the slots' tensors."""
+
+    @property
+    def num_lanes(self) -> int:
+        """Runs of a step that go side by side in `suffix_each`; a step's limits are for each."""
+        ...
 
     def encode_events(self, token_ids_NT: IntArray) -> FloatArray:
         """Event vectors [N, E] of texts padded with the manifest's event_pad.
@@ -94,7 +103,7 @@ class Engine(Protocol[SlotT]):
         ...
 
     def runs(self, num_tokens: Sequence[int]) -> list[list[int]]:
-        """Which users of a step to give to `suffix` together, to be quick; every user once.
+        """Which users of a step to pack into one run, to be quick; every user once.
 
         `num_tokens`: suffix tokens of each user.
         """
@@ -104,5 +113,12 @@ class Engine(Protocol[SlotT]):
         """L2-normalised embeddings [Q, Z]; `slots[b]` holds the prefix of packed user b.
 
         Reads the slots only. Raises Retryable when out of memory.
+        """
+        ...
+
+    def suffix_each(self, runs: Sequence[SuffixRun[SlotT]]) -> list[FloatArray]:
+        """Embeddings of each run of a step, as `suffix` gives them; no slot is in two runs.
+
+        Raises Retryable when out of memory.
         """
         ...

@@ -1,9 +1,10 @@
 """The bundle's graphs on ONNX Runtime's CPU provider, with every slot's tensors bound once.
 
 A slot is one contiguous array of keys and values. Its per-layer views are bound when the slot is
-made; a step binds only its token inputs. One user: the graph reads the slot where it lies.
-Several users: those with many tokens run one after the other, as one would; the slots of the others
-are copied into a padded working array first.
+made; a step binds only its token inputs. One user: the graph reads the slot where it lies, all
+threads on each operator. Several users of a small model: side by side, a thread for each, from a
+second session. Of a large one: those with many tokens one after the other, all threads on each;
+the slots of the others are copied into a padded working array first.
 
 Must not know scheduling or profiles. Call from the worker thread only.
 
@@ -12,7 +13,8 @@ T chunk length, Q queries, Z embedding_dim.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,8 @@ from qanchor.bundle.manifest import (
 from qanchor.bundle.packing import PackedSuffix
 from qanchor.bundle.reader import Bundle
 from qanchor.bundle.slot import KvArray, element_type, slot_layout, storage_dtype, zero_slot
-from qanchor_server.engine import ByteArray, FloatArray, IntArray, PrefixChunk
+from qanchor_server.engine import ByteArray, FloatArray, IntArray, PrefixChunk, SuffixRun
+from qanchor_server.engine.lanes import Lanes
 from qanchor_server.engine.ort_session import memory_is_retryable, open_session
 
 _TOKENS_ALONE = 64
@@ -44,6 +47,19 @@ class OrtOptions:
 
     intra_op_threads: int = 0
     allow_spinning: bool = True
+    lanes: int = 1
+    """Users of a step that run side by side, a thread each; 1: none."""
+
+
+@dataclass(slots=True, eq=False)
+class _SuffixBinding:
+    """A slot as one session of the suffix graph reads it."""
+
+    session: Any
+    values: Any
+    """The session's IOBinding, past bound."""
+    bound: PackedSuffix | None = None
+    """The step it is bound to, its output included."""
 
 
 @dataclass(slots=True, eq=False)
@@ -53,10 +69,8 @@ class OrtSlot:
     kv_L2GCK: KvArray
     prefix: Any
     """IOBinding of the prefix graph, past bound."""
-    suffix: Any
-    """IOBinding of the suffix graph, past bound."""
-    bound: PackedSuffix | None = None
-    """The step that `suffix` is bound to, its output included."""
+    suffix: tuple[_SuffixBinding, ...]
+    """One per session of the suffix graph, in the engine's order."""
 
 
 class OrtEngine:
@@ -75,12 +89,22 @@ class OrtEngine:
         self._present_names = present_names(self._dims.num_layers)
         self._event_encoder = self._open(EVENT_ENCODER, options)
         self._prefix = self._open(PREFIX, options)
-        self._suffix = self._open(SUFFIX, options)
+        self._suffixes = [self._open(SUFFIX, options)]
+        self._num_lanes = options.lanes
+        self._lanes: Lanes | None = None
+        if options.lanes > 1:
+            self._suffixes.append(self._open(SUFFIX, replace(options, intra_op_threads=1)))
+            self._lanes = Lanes(options.lanes)
         self._empty_past = self._prefix.io_binding()
         self._bind_past(self._empty_past, zero_slot(self._dims, 1)[:, :, None])
         self._present = zero_slot(self._dims, 0)
         self._present_values: list[Any] = []
         self._staging = np.zeros(0, dtype=storage_dtype(self._dims.kv_dtype))
+
+    @property
+    def num_lanes(self) -> int:
+        """Users of a step that run side by side."""
+        return self._num_lanes
 
     def encode_events(self, token_ids_NT: IntArray) -> FloatArray:
         """Event vectors [N, event_dim]. Raises Retryable when out of memory."""
@@ -95,16 +119,17 @@ class OrtEngine:
             # Zeros, not whatever lies there: a masked NaN is still a NaN after the product with 0.
             kv_L2GCK = zero_slot(self._dims, capacity)
             kv_L2BGCK = kv_L2GCK[:, :, None]
-            prefix, suffix = self._prefix.io_binding(), self._suffix.io_binding()
+            prefix = self._prefix.io_binding()
             self._bind_past(prefix, kv_L2BGCK)
-            self._bind_past(suffix, kv_L2BGCK)
+            suffix = tuple(self._past_binding(session, kv_L2BGCK) for session in self._suffixes)
         return OrtSlot(kv_L2GCK, prefix, suffix)
 
     def clear_slot(self, slot: OrtSlot) -> None:
         """Overwrite the slot with zeros; let go of the embeddings of its last step."""
         slot.kv_L2GCK.fill(0)
-        slot.suffix.clear_binding_outputs()
-        slot.bound = None
+        for binding in slot.suffix:
+            binding.values.clear_binding_outputs()
+            binding.bound = None
 
     def clear_working(self) -> None:
         """Overwrite the engine's working copies with zeros."""
@@ -114,8 +139,9 @@ class OrtEngine:
     def free_slot(self, slot: OrtSlot) -> None:
         """Let go of the slot's bindings; its memory goes with the last reference."""
         slot.prefix.clear_binding_inputs()
-        slot.suffix.clear_binding_inputs()
-        slot.bound = None
+        for binding in slot.suffix:
+            binding.values.clear_binding_inputs()
+            binding.bound = None
 
     @property
     def slot_layout(self) -> str:
@@ -158,7 +184,9 @@ class OrtEngine:
         slot.kv_L2GCK[:, :, :, chunk.start : stop] = self._present
 
     def runs(self, num_tokens: Sequence[int]) -> list[list[int]]:
-        """Users with many tokens one by one, the others together."""
+        """Each user by itself where they run side by side; else those with many tokens."""
+        if self._lanes is not None:
+            return [[user] for user in range(len(num_tokens))]
         alone = [[user] for user, count in enumerate(num_tokens) if count >= _TOKENS_ALONE]
         together = [user for user, count in enumerate(num_tokens) if count < _TOKENS_ALONE]
         return [*alone, together] if together else alone
@@ -167,27 +195,28 @@ class OrtEngine:
         """L2-normalised embeddings [Q, Z] over the slots. Raises Retryable when out of memory."""
         with memory_is_retryable():
             if len(slots) == 1:
-                return self._run_alone(packed, slots[0])
-            binding = self._stage(slots)
-            self._bind_suffix(binding, packed)
-            return self._run_suffix(binding)
+                return self._run(slots[0].suffix[0], packed)
+            return self._run(self._stage(slots), packed)
 
-    def _run_alone(self, packed: PackedSuffix, slot: OrtSlot) -> FloatArray:
+    def suffix_each(self, runs: Sequence[SuffixRun[OrtSlot]]) -> list[FloatArray]:
+        """Embeddings of each run, side by side where there are lanes. Raises as `suffix`."""
+        if self._lanes is None or len(runs) == 1:
+            return [self.suffix(*run) for run in runs]
+        with memory_is_retryable():
+            return self._lanes.run(
+                [partial(self._run, slot.suffix[1], packed) for packed, (slot,) in runs]
+            )
+
+    def _run(self, binding: _SuffixBinding, packed: PackedSuffix) -> FloatArray:
         # Asked the same again, a slot's binding still holds every input, and an output that fits.
-        if slot.bound is not packed:
-            slot.bound = None
-            self._bind_suffix(slot.suffix, packed)
-            slot.bound = packed
-        return self._run_suffix(slot.suffix)
-
-    def _bind_suffix(self, binding: Any, packed: PackedSuffix) -> None:
-        for name, array in packed.inputs(by_query=self._by_query).items():
-            binding.bind_cpu_input(name, array)
-        binding.bind_output("embeddings", "cpu")
-
-    def _run_suffix(self, binding: Any) -> FloatArray:
-        self._suffix.run_with_iobinding(binding)
-        embeddings_QZ: FloatArray = binding.copy_outputs_to_cpu()[0]
+        if binding.bound is not packed:
+            binding.bound = None
+            for name, array in packed.inputs(by_query=self._by_query).items():
+                binding.values.bind_cpu_input(name, array)
+            binding.values.bind_output("embeddings", "cpu")
+            binding.bound = packed
+        binding.session.run_with_iobinding(binding.values)
+        embeddings_QZ: FloatArray = binding.values.copy_outputs_to_cpu()[0]
         return embeddings_QZ
 
     def _open(self, graph: str, options: OrtOptions) -> Any:
@@ -199,6 +228,11 @@ class OrtEngine:
         # Between steps the cores belong to whoever receives and sends.
         session_options.add_session_config_entry("session.force_spinning_stop", spinning)
         return open_session(self._bundle, graph, session_options)
+
+    def _past_binding(self, session: Any, kv_L2BGCK: KvArray) -> _SuffixBinding:
+        binding = session.io_binding()
+        self._bind_past(binding, kv_L2BGCK)
+        return _SuffixBinding(session, binding)
 
     def _bind_past(self, binding: Any, kv_L2BGCK: KvArray) -> None:
         for name, value in zip(self._past_names, self._layer_values(kv_L2BGCK), strict=True):
@@ -218,10 +252,11 @@ class OrtEngine:
             for part in range(2)
         ]
 
-    def _stage(self, slots: Sequence[OrtSlot]) -> Any:
-        """Copy several slots side by side and bind them; columns beyond a slot keep old numbers.
+    def _stage(self, slots: Sequence[OrtSlot]) -> _SuffixBinding:
+        """Copy several slots side by side and bind them; columns beyond a slot are zero.
 
-        Those are finite and masked by prefix_len.
+        prefix_len masks those, but a number of another user that is not finite would still spoil
+        the sum that a zero weight takes it into.
         """
         capacity = max(slot.kv_L2GCK.shape[3] for slot in slots)
         dims = self._dims
@@ -231,7 +266,7 @@ class OrtEngine:
             self._staging = np.zeros(size, dtype=self._staging.dtype)
         kv_L2BGCK = self._staging[:size].reshape(shape)
         for user, slot in enumerate(slots):
-            kv_L2BGCK[:, :, user, :, : slot.kv_L2GCK.shape[3]] = slot.kv_L2GCK
-        binding = self._suffix.io_binding()
-        self._bind_past(binding, kv_L2BGCK)
-        return binding
+            held = slot.kv_L2GCK.shape[3]
+            kv_L2BGCK[:, :, user, :, :held] = slot.kv_L2GCK
+            kv_L2BGCK[:, :, user, :, held:] = 0
+        return self._past_binding(self._suffixes[0], kv_L2BGCK)

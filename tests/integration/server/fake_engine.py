@@ -29,7 +29,7 @@ from qanchor.bundle.packing import PackedSuffix
 from qanchor.bundle.reader import Bundle
 from qanchor.config import ModalitySpec, ProfileSchema, Scenario
 from qanchor.data.prefix import PrefixTokens, max_prefix_len
-from qanchor_server.engine import ByteArray, FloatArray, IntArray, PrefixChunk
+from qanchor_server.engine import ByteArray, FloatArray, IntArray, PrefixChunk, SuffixRun
 
 WORDS = {"<pad>": 0, "<unk>": 1, "coffee": 2, "tea": 3, "shoes": 4, "Query": 5, ":": 6}
 USER_EMB = 105
@@ -106,8 +106,15 @@ class FakeEngine:
         slot[0, chunk.start : stop] = chunk.token_ids_C + chunk.vectors_CE[:, 0]
         slot[1, chunk.start : stop] = np.arange(chunk.start, stop)
 
+    @property
+    def num_lanes(self) -> int:
+        return 1
+
     def runs(self, num_tokens: Sequence[int]) -> list[list[int]]:
         return [list(range(len(num_tokens)))]
+
+    def suffix_each(self, runs: Sequence[SuffixRun[FloatArray]]) -> list[FloatArray]:
+        return [self.suffix(*run) for run in runs]
 
     def suffix(self, packed: PackedSuffix, slots: Sequence[FloatArray]) -> FloatArray:
         self._enter()

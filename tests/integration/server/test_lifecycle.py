@@ -39,8 +39,8 @@ async def test_health_says_serving_only_after_parity(start_server):
     assert await running.server.wait_ready()
     assert await _health(running.channel) == SERVING
     assert await _health(running.channel, "qanchor.v1.EmbeddingService") == SERVING
-    # The proof: packed, alone, encoded again.
-    assert engine.suffix_steps == [(1, 1)] * 3
+    # The proof: packed, alone, then again beside the same encoded again.
+    assert engine.suffix_steps == [(1, 1)] * 4
     assert engine.num_slots == 0
 
 

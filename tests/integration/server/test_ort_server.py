@@ -11,8 +11,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from qanchor.bundle.manifest import MANIFEST_FILE
-from qanchor.bundle.packing import Packer, SuffixQuery, UserSuffix, pack
+from qanchor.bundle.manifest import MANIFEST_FILE, WEIGHTS_FILE
+from qanchor.bundle.packing import PackedSuffix, Packer, SuffixQuery, UserSuffix, pack
 from qanchor.bundle.reader import Bundle, open_bundle
 from qanchor.client import AsyncClient, CacheState, EmbedRequestItem
 from qanchor.config import ModalitySpec, ProfileSchema
@@ -20,7 +20,7 @@ from qanchor.data.profile import Event, Profile
 from qanchor.errors import BundleError, ConfigError
 from qanchor_server.config import ServerConfig
 from qanchor_server.engine import ort
-from qanchor_server.engine.choice import open_engine
+from qanchor_server.engine.choice import num_lanes, open_engine
 from qanchor_server.engine.ort import OrtEngine, OrtOptions
 from qanchor_server.main import Server
 from qanchor_server.parity import check_parity
@@ -108,6 +108,67 @@ def test_users_batched_equal_users_alone_with_slots_of_any_capacity(engine, bund
             assert np.abs(runner.embed(*chosen) - wanted).max() < TOLERANCE
 
 
+def test_users_side_by_side_equal_users_alone(engine, bundle):
+    """Two lanes, more users than lanes, and asked again other things in another order."""
+    lanes = OrtEngine(bundle, OrtOptions(intra_op_threads=2, lanes=2))
+    encoder = encoder_of(lanes, bundle, 16)
+    queries = [tuple(bundle.encode_query(q)) for q in bundle.parity[0].queries]
+    users, slots, wanted = [], [], []
+    for number in range(5):
+        case = bundle.parity[number % len(bundle.parity)]
+        prepared = prepare_rendered(
+            case.rendered, user_id="", version=1, as_of_s=0, manifest=bundle.manifest
+        )
+        suffix = UserSuffix(
+            len(prepared.layout), tuple(SuffixQuery(ids) for ids in queries[number % 2 :])
+        )
+        slot, alone = lanes.allocate_slot(700), engine.allocate_slot(700)
+        encoder.encode(prepared, slot)
+        encoder_of(engine, bundle, 16).encode(prepared, alone)
+        users.append(suffix)
+        slots.append(slot)
+        wanted.append(embed(engine, bundle, [alone], [suffix]))
+    dims = bundle.manifest.dims
+    runner = SuffixRunner(
+        lanes, user_emb=bundle.manifest.tokens.user_emb, hidden_dim=dims.hidden_dim
+    )
+    assert lanes.runs([3, 200]) == [[0], [1]]
+    for order in ([0, 1, 2, 3, 4], [4, 2], [3], [1, 4, 0], [0, 1, 2, 3, 4]):
+        found = runner.embed([users[i] for i in order], [slots[i] for i in order])
+        assert np.abs(found - np.concatenate([wanted[i] for i in order])).max() < TOLERANCE
+
+
+def test_a_number_that_is_none_stays_with_its_user(engine, bundle):
+    """The working copy is shared: columns beyond a shorter slot must not hold another's numbers."""
+    case = bundle.parity[0]
+    prepared = prepare_rendered(
+        case.rendered, user_id="", version=1, as_of_s=0, manifest=bundle.manifest
+    )
+    query = SuffixQuery(tuple(bundle.encode_query(case.queries[0])))
+    long = engine.allocate_slot(len(prepared.layout) + 40)
+    short = engine.allocate_slot(len(prepared.layout))
+    for slot in (long, short):
+        encoder_of(engine, bundle, 16).encode(prepared, slot)
+    user = UserSuffix(len(prepared.layout), (query,))
+    wanted = embed(engine, bundle, [short], [user])
+    long.kv_L2GCK.fill(np.nan)
+    embed(engine, bundle, [long, long], [user, user])
+    other = engine.allocate_slot(len(prepared.layout) + 40)
+    encoder_of(engine, bundle, 16).encode(prepared, other)
+    found = embed(engine, bundle, [other, short], [user, user])
+    assert np.abs(found - np.concatenate([wanted, wanted])).max() < TOLERANCE
+
+
+def test_small_models_have_a_lane_per_thread(bundle):
+    size = (bundle.path / WEIGHTS_FILE).stat().st_size
+    threads = {"intra_op_threads": 3}
+    assert num_lanes(bundle, ServerConfig(**threads, side_by_side_bytes=size)) == 3
+    assert num_lanes(bundle, ServerConfig(**threads, side_by_side_bytes=size - 1)) == 1
+    assert num_lanes(bundle, ServerConfig(**threads, side_by_side_bytes=0)) == 1
+    config = ServerConfig(**threads, side_by_side_bytes=size)
+    assert open_engine(bundle, config).num_lanes == 3
+
+
 def test_users_of_many_tokens_run_alone(engine):
     assert engine.runs([10, 64, 30, 200]) == [[1], [3], [0, 2]]
     assert engine.runs([64, 64]) == [[0], [1]]
@@ -136,10 +197,13 @@ def test_a_slot_asked_again_answers_from_what_it_holds_now(engine, bundle, monke
         return engine.suffix(packed, [slot])
 
     bindings = []
-    bind = engine._bind_suffix
-    monkeypatch.setattr(
-        engine, "_bind_suffix", lambda *args: (bindings.append(args), bind(*args))[1]
-    )
+    inputs = PackedSuffix.inputs
+
+    def counted(packed: PackedSuffix, *, by_query: bool) -> dict[str, np.ndarray]:
+        bindings.append(packed)
+        return inputs(packed, by_query=by_query)
+
+    monkeypatch.setattr(PackedSuffix, "inputs", counted)
     for number in (0, 1, 0):
         bindings.clear()
         engine.clear_slot(slot)

@@ -116,6 +116,19 @@ def test_ready_users_share_a_suffix_step_up_to_the_bounds() -> None:
     assert users_of(bench.run()) == ["c"]
 
 
+def test_the_bounds_of_a_step_are_for_each_of_the_engines_lanes() -> None:
+    bench = Bench(num_slots=5, max_step_users=2, max_step_tokens=6)
+    bench.scheduler.num_lanes = 2
+    bench.warm("a", "b", "c", "d", "e")
+    for user in "abcde":
+        bench.submit(prefix(user), (2,))
+    assert users_of(bench.run()) == ["a", "b", "c", "d"]
+    bench.drain()
+    for user in "abc":
+        bench.submit(prefix(user), (5,))
+    assert users_of(bench.run()) == ["a", "b"]
+
+
 def test_a_step_never_exceeds_its_tokens_and_a_long_job_is_split() -> None:
     bench = Bench(max_step_tokens=12)
     bench.warm("a", "b")
