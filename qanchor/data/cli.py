@@ -20,6 +20,7 @@ A data set is a directory:
   events.parquet   user_id, day, modality, event_type, text, value; sorted by user_id, day
 and, where there is something to predict, labels.parquet, scenarios.json and
 future_events_train.parquet (train users only: what pre-training learns to foresee).
+user_id is an integer or a string, of the same type in all files.
 topics.toml, if there is one, names things in words and adds questions (docs/training.md).
 """
 

@@ -10,8 +10,8 @@
 
 `day` is an integer in the data set's own calendar. A user's as-of moment is the start of the
 as-of day, so that an event on day 74 of a user with as-of day 75 is one day old. `user_id` may
-be an integer or a string on disk and is always a `str` here. `qanchor data validate` checks a
-directory in full; reading checks only what it relies on.
+be an integer or a string on disk, the same in all files, and is always a `str` here.
+`qanchor data validate` checks a directory in full; reading checks only what it relies on.
 """
 
 import datetime
@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qanchor.config import Config, ProfileSchema, Scenario, load, nearest
-from qanchor.data.event_stream import stream_events
+from qanchor.data.event_stream import id_order, stream_events
 from qanchor.data.profile import DAY_SECONDS, Event, Profile
 from qanchor.errors import DataError
 
@@ -165,7 +165,8 @@ class Dataset:
 def open_dataset(path: str | Path) -> Dataset:
     """Open a data set directory: reads schema, scenarios and the user table, not the events.
 
-    Raises ConfigError for a schema that does not fit, DataError for a missing file or column.
+    Raises ConfigError for a schema that does not fit, DataError for a missing file or column and
+    for user ids that are integers in one file and strings in another.
     """
     directory = Path(path)
     if not (directory / SCHEMA_FILE).is_file():
@@ -173,6 +174,10 @@ def open_dataset(path: str | Path) -> Dataset:
         raise DataError("path", str(directory), rule, "make one: qanchor data import | wallet")
     config = load(DatasetConfig, directory / SCHEMA_FILE)
     users = _read_users(directory / USERS_FILE, config)
+    users_type = _id_type(directory / USERS_FILE)
+    for path in (directory / name for name in (EVENTS_FILE, FUTURE_FILE, LABELS_FILE)):
+        if path.is_file():
+            check_id_type(path, _id_type(path), users_type)
     ids = users["user_id"].to_pylist()
     days = users["asof_day"].to_pylist()
     as_of = zip(days, _as_of_seconds(users, config), strict=True)
@@ -184,6 +189,27 @@ def open_dataset(path: str | Path) -> Dataset:
         _users=users,
         _as_of=dict(zip(ids, as_of, strict=True)),
     )
+
+
+def check_id_type(path: Path, kind: pa.DataType, users_type: pa.DataType) -> None:
+    """Raise DataError unless user ids of type `kind`, in `path`, ascend as those of the users do.
+
+    10 comes after 9, but "10" before "9": users would be looked for where they are not.
+    """
+    if id_order(kind) != id_order(users_type):
+        rule = f"{USERS_FILE} has {users_type}: all files need user_id of the same type"
+        remedy = "cast the column in one of them, then sort events by user_id, day"
+        raise DataError(f"{path.name}.user_id", str(kind), rule, remedy)
+
+
+def _id_type(path: Path) -> pa.DataType:
+    try:
+        schema = pq.read_schema(path)
+    except pa.ArrowInvalid as error:
+        raise DataError(path.name, str(error), "not a Parquet file", "write it anew") from None
+    if "user_id" not in schema.names:
+        raise DataError(f"{path.name}.user_id", schema.names, "column missing", "add it")
+    return schema.field("user_id").type
 
 
 def _read_users(path: Path, config: DatasetConfig) -> pa.Table:

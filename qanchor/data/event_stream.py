@@ -24,6 +24,13 @@ _BATCH_ROWS = 1 << 16
 _Columns = list[npt.NDArray[Any]]
 
 
+def id_order(kind: pa.DataType) -> pa.DataType:
+    """The type in whose order a column of ids ascends: one for all strings, one for integers."""
+    if pa.types.is_large_string(kind):
+        return pa.string()
+    return pa.int64() if pa.types.is_integer(kind) and kind != pa.uint64() else kind
+
+
 def stream_events(
     path: Path, user_ids: Sequence[str], as_of: Mapping[str, tuple[int, int]]
 ) -> Iterator[tuple[str, tuple[Event, ...]]]:
@@ -64,11 +71,11 @@ def _batches(path: Path, user_ids: Sequence[str]) -> Iterator[_Columns]:
         for name in EVENT_COLUMNS:
             if name not in present:
                 raise DataError(f"{path.name}.{name}", present, "column missing", "add it")
-        id_type = file.schema_arrow.field("user_id").type
-        wanted = pa.array(user_ids, pa.string()).cast(id_type)
+        order = id_order(file.schema_arrow.field("user_id").type)
+        wanted = pa.array(user_ids, pa.string()).cast(order)
         groups = _row_groups(file, wanted.to_pylist())
         for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=EVENT_COLUMNS):
-            rows = batch.filter(pc.is_in(batch["user_id"], wanted))
+            rows = batch.filter(pc.is_in(batch["user_id"].cast(order), wanted))
             if rows.num_rows:
                 yield _decode(rows)
 

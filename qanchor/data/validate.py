@@ -4,11 +4,13 @@ Reads every file once, column-wise and in bounded memory; the format is describe
 """
 
 import datetime
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from qanchor.config import load, nearest
 from qanchor.data import dataset
@@ -17,7 +19,7 @@ from qanchor.data.event_stream import EVENT_COLUMNS
 from qanchor.data.findings import Findings, Report, Rows, open_table
 from qanchor.data.profile import MAX_TEXT_CHARS
 from qanchor.data.topics import TOPICS_FILE, load_topics
-from qanchor.errors import ConfigError
+from qanchor.errors import ConfigError, DataError
 
 _BATCH_ROWS = 1 << 17
 
@@ -53,6 +55,21 @@ class _Users:
     user_id: pa.Array
     asof_day: pa.Array
     split: pa.Array
+    id_type: pa.DataType
+    """As the file has it."""
+
+    def open(self, path: Path, columns: Sequence[str], findings: Findings) -> pq.ParquetFile | None:
+        """As `open_table`, for a file whose user ids must be of the users' type."""
+        file = open_table(path, columns, findings)
+        if file is None:
+            return None
+        try:
+            dataset.check_id_type(path, file.schema_arrow.field("user_id").type, self.id_type)
+        except DataError as error:
+            findings.add(path.name, "user_id", error.value, error.rule, error.remedy)
+            file.close()
+            return None
+        return file
 
     def place(self, rows: Rows) -> pa.Array:
         """Index of each row's user, null and flagged where there is none."""
@@ -95,7 +112,8 @@ def _check_users(path: Path, config: DatasetConfig, findings: Findings) -> _User
         wrong = [text for text in dates.unique().to_pylist() if not _is_date(text)]
         is_wrong = pc.is_in(dates, pa.array(wrong, pa.string()))
         rows.flag(dataset.CALENDAR_COLUMN, is_wrong, "must be an ISO date", "write 2024-01-31")
-    return _Users(ids, table["asof_day"].combine_chunks().cast(pa.int64()), split)
+    asof_day = table["asof_day"].combine_chunks().cast(pa.int64())
+    return _Users(ids, asof_day, split, table["user_id"].type)
 
 
 def _is_date(text: str | None) -> bool:
@@ -123,7 +141,7 @@ def _check_all_events(
 def _check_events(path: Path, config: DatasetConfig, users: _Users, findings: Findings) -> set[str]:
     """Check one file of events; the event types in it."""
     event_types: set[str] = set()
-    file = open_table(path, EVENT_COLUMNS, findings)
+    file = users.open(path, EVENT_COLUMNS, findings)
     if file is None:
         return event_types
     is_future = path.name == dataset.FUTURE_FILE
@@ -241,7 +259,7 @@ def _check_scenarios(path: Path, findings: Findings) -> list[str] | None:
 
 
 def _check_labels(path: Path, scenarios: list[str], users: _Users, findings: Findings) -> None:
-    file = open_table(path, ("user_id", "scenario", "label"), findings)
+    file = users.open(path, ("user_id", "scenario", "label"), findings)
     if file is None:
         return
     with file:

@@ -54,11 +54,41 @@ def test_users_are_chosen_by_split_or_by_name(write_tiny: Any) -> None:
 
 
 def test_string_ids_are_read_like_numbers(write_tiny: Any) -> None:
-    events = {"user_id": ["a", "a", "a", "b"]}
-    users = {"user_id": ["b", "c", "a", "d"]}
-    dataset = open_dataset(write_tiny(users=users, events=events))
+    path = write_tiny(
+        users={"user_id": ["b", "c", "a", "d"]},
+        events={"user_id": ["a", "a", "a", "b"]},
+        labels={"user_id": ["a", "b", "c"]},
+        future_events_train={"user_id": ["b", "b"]},
+    )
+    dataset = open_dataset(path)
     counts = {profile.user_id: len(profile.events) for profile in dataset.profiles()}
     assert counts == {"a": 3, "b": 1, "c": 0, "d": 0}
+
+
+@pytest.mark.parametrize(
+    ("file", "ids"),
+    [
+        ("events", ["10", "10", "10", "30"]),
+        ("labels", ["10", "20", "30"]),
+        ("future_events_train", ["10", "10"]),
+    ],
+)
+def test_ids_that_are_sorted_otherwise_than_the_users_are_refused(
+    write_tiny: Any, file: str, ids: list[str]
+) -> None:
+    path = write_tiny(**{file: {"user_id": ids}})
+    told = rf"{file}\.parquet\.user_id='string': users\.parquet has int64: .*; cast the column"
+    with pytest.raises(DataError, match=told):
+        open_dataset(path)
+
+
+def test_ids_of_another_width_are_the_same_ids(write_tiny: Any) -> None:
+    path = write_tiny(users={"user_id": [10, 20, 30, 400]})
+    whole = list(open_dataset(path).profiles())
+    events = pq.read_table(path / "events.parquet")
+    narrow = events.set_column(0, "user_id", events["user_id"].cast(pa.int8()))
+    pq.write_table(narrow, path / "events.parquet")
+    assert list(open_dataset(path).profiles()) == whole
 
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 3])

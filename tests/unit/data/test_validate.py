@@ -43,6 +43,14 @@ FAULTS: dict[str, tuple[dict[str, dict[str, Any]], tuple[str, int | None, str]]]
     "text of a wrong type": ({"events": {"text": [1, 2, 3, 4]}}, (EVENTS, None, "text")),
     "day of a wrong type": ({"events": {"day": [1.0, 2.0, 3.0, 4.0]}}, (EVENTS, None, "day")),
     "missing column": ({"events": {"event_type": None}}, (EVENTS, None, "event_type")),
+    "ids of another type": (
+        {"events": {"user_id": ["10", "10", "10", "30"]}},
+        (EVENTS, None, "user_id"),
+    ),
+    "ids of labels of another type": (
+        {"labels": {"user_id": ["10", "20", "30"]}},
+        (LABELS, None, "user_id"),
+    ),
     "unknown split": (
         {"users": {"split": ["train", "vali", "test", "train"]}},
         (USERS, 1, "split"),
