@@ -50,7 +50,8 @@ class DatasetConfig(Config, frozen=True, kw_only=True):
     profile: ProfileSchema
     """Modalities, window and templates."""
     attributes: tuple[str, ...] = ()
-    """Columns of users.parquet that become attribute texts, in this order; null is left out."""
+    """Columns of users.parquet (strings, numbers or booleans) that become attribute texts, in this
+    order; null is left out."""
     future_days: int = 0
     """Days from the as-of day on that future_events_train.parquet covers; 0: there is none."""
     day_zero: str = "2024-01-01"

@@ -122,18 +122,33 @@ def is_whole(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind))
 
 
+def is_attribute(kind: pa.DataType) -> bool:
+    """Whether a column can hold an attribute; one of type null has no value for anybody."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    is_plain = pa.types.is_boolean(kind) or pa.types.is_null(kind)
+    return is_plain or is_word(kind) or is_number(kind)
+
+
+COUNT_DAYS = (
+    "write whole days since an epoch; a date or time stamp becomes that by "
+    ".cast(pa.date32()).cast(pa.int32()), with day_zero 1970-01-01 in schema.json"
+)
+
+_CAST = "cast the column"
 _TYPES = {
-    "user_id": (is_id, "an integer or a plain string"),
-    "split": (is_word, "a string"),
-    "asof_day": (is_whole, "an integer"),
-    "day": (is_whole, "an integer"),
-    "modality": (is_word, "a string"),
-    "event_type": (is_word, "a string"),
-    "text": (is_word, "a string"),
-    "value": (is_number, "a number"),
-    "scenario": (is_word, "a string"),
-    "label": (is_whole, "an integer"),
+    "user_id": (is_id, "an integer or a plain string", _CAST),
+    "split": (is_word, "a string", _CAST),
+    "asof_day": (is_whole, "an integer", COUNT_DAYS),
+    "day": (is_whole, "an integer", COUNT_DAYS),
+    "modality": (is_word, "a string", _CAST),
+    "event_type": (is_word, "a string", _CAST),
+    "text": (is_word, "a string", _CAST),
+    "value": (is_number, "a number", _CAST),
+    "scenario": (is_word, "a string", _CAST),
+    "label": (is_whole, "an integer", _CAST),
 }
+_ATTRIBUTE = (is_attribute, "a string, a number or a boolean", _CAST)
 
 
 def open_table(path: Path, columns: Sequence[str], findings: Findings) -> pq.ParquetFile | None:
@@ -151,10 +166,10 @@ def open_table(path: Path, columns: Sequence[str], findings: Findings) -> pq.Par
         if column not in file.schema_arrow.names:
             remedy = f"it has {', '.join(file.schema_arrow.names)}"
             findings.add(path.name, column, None, "column missing", remedy)
-        elif column in _TYPES:
-            has_type, wanted = _TYPES[column]
-            kind = file.schema_arrow.field(column).type
-            if not has_type(kind):
-                findings.add(path.name, column, str(kind), f"must be {wanted}", "cast the column")
+            continue
+        has_type, wanted, remedy = _TYPES.get(column, _ATTRIBUTE)
+        kind = file.schema_arrow.field(column).type
+        if not has_type(kind):
+            findings.add(path.name, column, str(kind), f"must be {wanted}", remedy)
     findings.num_rows[path.name] = file.metadata.num_rows
     return file if findings.num_problems == before else None

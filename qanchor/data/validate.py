@@ -16,12 +16,14 @@ from qanchor.config import load, nearest
 from qanchor.data import dataset
 from qanchor.data.dataset import SPLITS, DatasetConfig
 from qanchor.data.event_stream import EVENT_COLUMNS
-from qanchor.data.findings import Findings, Report, Rows, open_table
+from qanchor.data.findings import COUNT_DAYS, Findings, Report, Rows, is_number, open_table
 from qanchor.data.profile import MAX_TEXT_CHARS
 from qanchor.data.topics import TOPICS_FILE, load_topics
 from qanchor.errors import ConfigError, DataError
 
 _BATCH_ROWS = 1 << 17
+_MAX_DAYS = datetime.date.max.toordinal()
+"""From the year 1 to 9999: what is larger counts no days."""
 
 
 def validate_dataset(path: str | Path, *, max_problems: int = 100) -> Report:
@@ -101,6 +103,10 @@ def _check_users(path: Path, config: DatasetConfig, findings: Findings) -> _User
         table = file.read()
     rows = Rows(path.name, 0, table, findings)
     rows.flag_nulls(("user_id", "split", "asof_day"))
+    asof_day = _check_days(rows, "asof_day")
+    for name in config.attributes:
+        if is_number(table[name].type):
+            _check_finite(rows, name)
     ids = table["user_id"].combine_chunks().cast(pa.string())
     seen_before = pc.not_equal(pc.index_in(ids, ids), pa.array(range(len(ids)), pa.int32()))
     rows.flag("user_id", seen_before, "must be unique", "drop one of the rows")
@@ -112,7 +118,6 @@ def _check_users(path: Path, config: DatasetConfig, findings: Findings) -> _User
         wrong = [text for text in dates.unique().to_pylist() if not _is_date(text)]
         is_wrong = pc.is_in(dates, pa.array(wrong, pa.string()))
         rows.flag(dataset.CALENDAR_COLUMN, is_wrong, "must be an ISO date", "write 2024-01-31")
-    asof_day = table["asof_day"].combine_chunks().cast(pa.int64())
     return _Users(ids, asof_day, split, table["user_id"].type)
 
 
@@ -151,6 +156,7 @@ def _check_events(path: Path, config: DatasetConfig, users: _Users, findings: Fi
             table = pa.Table.from_batches([batch])
             rows = Rows(path.name, first, table, findings)
             rows.flag_nulls(("user_id", "day", "modality", "event_type", "text"))
+            day = _check_days(rows, "day")
             _check_words(rows, config)
             event_types.update(
                 table["event_type"].cast(pa.string()).unique().drop_null().to_pylist()
@@ -159,12 +165,11 @@ def _check_events(path: Path, config: DatasetConfig, users: _Users, findings: Fi
             place = users.place(rows)
             asof_day = pc.take(users.asof_day, place)
             if is_future:
-                _check_future_days(rows, asof_day, config.future_days)
+                _check_future_days(rows, day, asof_day, config.future_days)
                 not_train = pc.not_equal(pc.take(users.split, place), "train")
                 rule = "only users of split train may have future events here"
                 rows.flag("user_id", not_train, rule, "drop the row")
             else:
-                day = table["day"].combine_chunks().cast(pa.int64())
                 is_late = pc.greater_equal(day, asof_day)
                 rule = "must lie before the user's as-of day"
                 rows.flag("day", is_late, rule, "drop the row: it is in the future")
@@ -208,8 +213,13 @@ def _check_words(rows: Rows, config: DatasetConfig) -> None:
     event_type = table["event_type"].combine_chunks().cast(pa.string())
     is_empty = pc.and_(pc.equal(length, 0), pc.equal(pc.utf8_length(event_type), 0))
     rows.flag("text", is_empty, "text or event_type is required", "describe the event")
-    value = table["value"].combine_chunks().cast(pa.float64())
-    rows.flag("value", pc.is_inf(value), "must be finite", "leave it null if unknown")
+    _check_finite(rows, "value")
+
+
+def _check_finite(rows: Rows, column: str) -> None:
+    numbers = rows.table[column].combine_chunks().cast(pa.float32(), safe=False)
+    rule = "must be finite, also in 32 bits"
+    rows.flag(column, pc.is_inf(numbers), rule, "leave it null if unknown")
 
 
 def _check_order(rows: Rows, last_row: pa.Table | None) -> None:
@@ -229,8 +239,15 @@ def _check_order(rows: Rows, last_row: pa.Table | None) -> None:
         rows.flag(column, mask, "rows must be sorted by user_id, then day", "sort the file")
 
 
-def _check_future_days(rows: Rows, asof_day: pa.Array, future_days: int) -> None:
-    day = rows.table["day"].combine_chunks().cast(pa.int64())
+def _check_days(rows: Rows, column: str) -> pa.Array:
+    """A column of days as 64-bit integers."""
+    day = rows.table[column].combine_chunks().cast(pa.int64())
+    is_absurd = pc.or_(pc.less(day, -_MAX_DAYS), pc.greater(day, _MAX_DAYS))
+    rows.flag(column, is_absurd, f"must lie within {_MAX_DAYS} days of day 0", COUNT_DAYS)
+    return day
+
+
+def _check_future_days(rows: Rows, day: pa.Array, asof_day: pa.Array, future_days: int) -> None:
     is_early = pc.less(day, asof_day)
     rule = "must not lie before the user's as-of day"
     rows.flag("day", is_early, rule, f"move it to {dataset.EVENTS_FILE}")

@@ -1,5 +1,6 @@
 """The validator finds each planted fault and names its file, row and column."""
 
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,18 @@ FAULTS: dict[str, tuple[dict[str, dict[str, Any]], tuple[str, int | None, str]]]
         {"events": {"value": [1.0, 2.0, float("inf"), None]}},
         (EVENTS, 2, "value"),
     ),
+    "infinite value in 32 bits": (
+        {"events": {"value": [1.0, 1e39, 2.0, None]}},
+        (EVENTS, 1, "value"),
+    ),
+    "day in microseconds before an epoch": (
+        {"events": {"day": [-1_706_659_200_000_000, 74, 74, 79]}},
+        (EVENTS, 0, "day"),
+    ),
+    "as-of day in seconds": (
+        {"users": {"asof_day": [75, 75, 1_706_659_200, 75]}},
+        (USERS, 2, "asof_day"),
+    ),
     "null day": ({"events": {"day": [1, None, 74, 79]}}, (EVENTS, 1, "day")),
     "text of a wrong type": ({"events": {"text": [1, 2, 3, 4]}}, (EVENTS, None, "text")),
     "day of a wrong type": ({"events": {"day": [1.0, 2.0, 3.0, 4.0]}}, (EVENTS, None, "day")),
@@ -56,6 +69,15 @@ FAULTS: dict[str, tuple[dict[str, dict[str, Any]], tuple[str, int | None, str]]]
         (USERS, 1, "split"),
     ),
     "user twice": ({"users": {"user_id": [10, 10, 30, 40]}}, (USERS, 1, "user_id")),
+    "date as an attribute": (
+        {"users": {"plan": [datetime.date(2024, 1, 31), None, None, None]}},
+        (USERS, None, "plan"),
+    ),
+    "infinite attribute": (
+        {"users": {"age": [31.0, float("-inf"), float("nan"), 22.0]}},
+        (USERS, 1, "age"),
+    ),
+    "list as an attribute": ({"users": {"plan": [["a"], [], [], []]}}, (USERS, None, "plan")),
     "missing attribute": ({"users": {"plan": None}}, (USERS, None, "plan")),
     "wrong date": (
         {"users": {"asof_date_approx": ["2024-01-01", "soon", "2024-01-01", "2024-01-01"]}},
@@ -99,6 +121,27 @@ def test_each_fault_is_found_where_it_is(write_tiny: Any, name: str) -> None:
     assert place in [(one.file, one.row, one.column) for one in report.problems]
     assert not report.is_valid
     assert all(one.rule and one.remedy for one in report.problems)
+
+
+def test_attributes_may_be_encoded_words_numbers_truths_or_nothing(write_tiny: Any) -> None:
+    path = write_tiny(users={"plan": [None] * 4, "age": [1, 2, 3, 4]})
+    users = pq.read_table(path / USERS)
+    words = pa.array(["new", None, "old", "new"]).dictionary_encode()
+    place = users.column_names.index("is_new")
+    pq.write_table(users.set_column(place, "is_new", words), path / USERS)
+    assert validate_dataset(path).problems == ()
+
+
+def test_the_remedy_for_time_stamps_gives_days(write_tiny: Any) -> None:
+    path = write_tiny()
+    events = pq.read_table(path / EVENTS)
+    place = events.column_names.index("day")
+    days = pa.array([1, 74, 74, 79], pa.int64())
+    moments = pa.array([day * 86_400_000_000 + 1 for day in days.to_pylist()], pa.timestamp("us"))
+    pq.write_table(events.set_column(place, "day", moments), path / EVENTS)
+    (problem,) = validate_dataset(path).problems
+    assert ".cast(pa.date32()).cast(pa.int32())" in problem.remedy
+    assert moments.cast(pa.date32()).cast(pa.int32()).cast(pa.int64()) == days
 
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 3])
