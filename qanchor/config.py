@@ -7,6 +7,7 @@ nearest valid key. `save` writes the resolved form beside every checkpoint, bund
 import argparse
 import difflib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -15,6 +16,18 @@ import msgspec
 from qanchor.errors import ConfigError
 
 T = TypeVar("T")
+
+MAX_MEASURED_TYPES = 8
+
+_EVENT_FIELDS = {"days_ago": 1, "text": "", "event_type": "", "value": ""}
+_PERIOD_FIELDS = {
+    "days_ago": 1, "weeks_ago": 0, "num_days": 1, "items": "", "num_events": "", "text": ""
+}  # fmt: skip
+_ITEM_FIELDS = {"event_type": "", "num_events": "", "total_value": ""}
+_SUMMARY_FIELDS = {
+    "num_events": "", "num_days": 1, "num_days_7": 1, "num_days_30": 1, "days_since_last": 1,
+    "total_value": "", "mean_value": "",
+}  # fmt: skip
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,7 +60,21 @@ class ModalitySpec(Config, frozen=True, kw_only=True):
     total_value, mean_value ("unknown" where no event has a value)."""
     measured_types: tuple[str, ...] = ()
     """Event types whose amounts get a number of their own where the schema has measures; at most
-    qanchor.data.measures.MAX_TYPES."""
+    MAX_MEASURED_TYPES."""
+
+    def __post_init__(self) -> None:
+        if self.kind == "events":
+            fields = _EVENT_FIELDS if self.group_by == "none" else _PERIOD_FIELDS
+            _check_template(f"{self.name}.template", self.template, fields)
+            _check_template(f"{self.name}.item_template", self.item_template, _ITEM_FIELDS)
+            _check_template(f"{self.name}.summary_template", self.summary_template, _SUMMARY_FIELDS)
+        if len(self.measured_types) > MAX_MEASURED_TYPES:
+            raise ConfigError(
+                f"{self.name}.measured_types",
+                self.measured_types,
+                f"at most {MAX_MEASURED_TYPES} event types; these are {len(self.measured_types)}",
+                "name those that matter most",
+            )
 
 
 class ProfileSchema(Config, frozen=True, kw_only=True):
@@ -86,6 +113,7 @@ class ProfileSchema(Config, frozen=True, kw_only=True):
                 "must contain {query}, or be empty for a model without queries",
                 "add it",
             )
+        _check_template("query_template", self.query_template, {"query": ""})
 
     def modality_index(self, name: str) -> int:
         """Position of a modality in prefix order. Raises ConfigError for an unknown name."""
@@ -135,6 +163,15 @@ class Scenario(Config, frozen=True, kw_only=True):
                 )
 
 
+def _check_template(field: str, template: str, fields: Mapping[str, object]) -> None:
+    """Raise ConfigError unless `template` can be filled in with values like those of `fields`."""
+    try:
+        template.format(**fields)
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        rule = f"may have fields in braces, of these only: {', '.join(fields)}"
+        raise ConfigError(field, template, rule, f"correct it ({error})") from None
+
+
 def nearest(name: str, valid: list[str]) -> str:
     """Remedy text that names the valid spelling closest to `name`."""
     close = difflib.get_close_matches(name, valid, n=1)
@@ -149,6 +186,11 @@ def from_mapping(kind: type[T], data: Any, where: str = "config", shown: Any = N
     try:
         return msgspec.convert(data, kind, strict=False)
     except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, ConfigError):
+            cause = error.__cause__
+            raise ConfigError(
+                f"{where}: {cause.field}", cause.value, cause.rule, cause.remedy
+            ) from None
         message = str(error)
         unknown = re.search(r"unknown field `([^`]+)`", message)
         remedy = "see the field's docstring"

@@ -8,17 +8,16 @@ exported or served. Not in the paper, which has a tabular modality of its own.
 import math
 from collections.abc import Sequence
 
-from qanchor.config import ModalitySpec, ProfileSchema
+from qanchor.config import MAX_MEASURED_TYPES, ModalitySpec, ProfileSchema
 from qanchor.data.profile import DAY_SECONDS, Event
 
 Measures = tuple[float, ...]
 
-MAX_TYPES = 8
 FIXED = (
     "recency_3d", "recency_14d", "age", "num_events", "num_days", "total_value", "mean_value",
     "mean_value_linear", "has_value", "num_days_7", "num_days_30", "is_summary",
 )  # fmt: skip
-NUM_MEASURES = len(FIXED) + MAX_TYPES
+NUM_MEASURES = len(FIXED) + MAX_MEASURED_TYPES
 """Numbers per text: those named in FIXED, then one per measured event type of the modality."""
 
 _DAYS_SCALE = 30.0

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from qanchor import config
@@ -46,6 +47,45 @@ def test_an_unknown_key_names_the_nearest_valid_one() -> None:
 def test_an_unknown_recipe_names_the_nearest_one() -> None:
     with pytest.raises(ConfigError, match="did you mean 'mini'"):
         recipe_named("mni")
+
+
+@pytest.mark.parametrize(
+    ("field", "wording", "correct"),
+    [
+        ("template", {"template": "{days} days ago: {text}"}, "'days'"),
+        ("template", {"template": "{days_ago} days ago: {items}"}, "'items'"),
+        ("template", {"template": "{value}", "group_by": "week"}, "'value'"),
+        ("template", {"template": "{text"}, "expected '}'"),
+        ("template", {"template": "{}: {text}"}, "Replacement index 0"),
+        ("template", {"template": "{text.name}"}, "no attribute 'name'"),
+        ("template", {"template": "{text:d}"}, "Unknown format code 'd'"),
+        ("item_template", {"item_template": "{event}", "group_by": "day"}, "'event'"),
+        ("summary_template", {"summary_template": "{events} events"}, "'events'"),
+    ],
+)
+def test_a_template_that_cannot_be_filled_in_is_told_with_its_place(
+    tmp_path: Path, field: str, wording: dict[str, str], correct: str
+) -> None:
+    spec = {"name": "app", "max_events": 3, "max_event_tokens": 4, **wording}
+    config.save({"modalities": [spec]}, tmp_path / "schema.json")
+    with pytest.raises(ConfigError, match="of these only: ") as raised:
+        config.load(ProfileSchema, tmp_path / "schema.json")
+    assert raised.value.field == f"{tmp_path / 'schema.json'}: app.{field}"
+    assert raised.value.value == wording[field]
+    assert correct in raised.value.remedy
+
+
+def test_a_query_template_has_no_field_but_the_query() -> None:
+    spec = ModalitySpec(name="app", max_events=1, max_event_tokens=4)
+    with pytest.raises(ConfigError, match=r"query_template.*of these only: query"):
+        ProfileSchema(modalities=(spec,), query_template="{subject}: {query}")
+
+
+def test_measured_types_are_as_many_as_there_are_numbers_for() -> None:
+    most = tuple("abcdefgh")
+    spec = ModalitySpec(name="app", max_events=1, max_event_tokens=4, measured_types=most)
+    with pytest.raises(ConfigError, match=r"app\.measured_types.*at most 8 .* these are 9"):
+        msgspec.structs.replace(spec, measured_types=(*most, "i"))
 
 
 @pytest.mark.parametrize("names", [("App",), ("app", "app"), ("a b",)])

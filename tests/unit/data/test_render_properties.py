@@ -1,8 +1,12 @@
 """Rendering keeps the newest events of each modality inside the window, in stable words."""
 
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qanchor import config
 from qanchor.config import ModalitySpec, ProfileSchema
 from qanchor.data.profile import DAY_SECONDS, Event, Profile
 from qanchor.data.render import coarse_count, render_profile
@@ -35,6 +39,30 @@ events = st.builds(
 def _profile(found: list[Event]) -> Profile:
     attributes: dict[str, str | float | bool] = {"age_band": "18-24", "score": 3.5, "is_new": True}
     return Profile(user_id="u", as_of_s=AS_OF_S, events=tuple(found), attributes=attributes)
+
+
+@pytest.mark.parametrize("group_by", ["none", "day"])
+def test_all_fields_that_a_template_may_have_are_filled_in(group_by: Any) -> None:
+    allowed = config._EVENT_FIELDS if group_by == "none" else config._PERIOD_FIELDS
+    template, item, summary = (
+        " ".join(f"{name}={{{name}}}" for name in fields)
+        for fields in (allowed, config._ITEM_FIELDS, config._SUMMARY_FIELDS)
+    )
+    spec = ModalitySpec(
+        name="bill", max_events=4, max_event_tokens=9, group_by=group_by,
+        template=template, item_template=item, summary_template=summary,
+    )  # fmt: skip
+    paid = Event(time_s=AS_OF_S, modality="bill", event_type="pay", text="rent", value=2.0)
+    ((told, paid_told),) = render_profile(_profile([paid]), ProfileSchema(modalities=(spec,))).texts
+    assert told.endswith("days_since_last=0 total_value=2 mean_value=2")
+    of_item = "event_type=pay num_events=1 total_value=2"
+    assert (
+        paid_told
+        == {
+            "none": "days_ago=0 text=rent event_type=pay value=2",
+            "day": f"days_ago=0 weeks_ago=0 num_days=1 items={of_item} num_events=1 text={of_item}",
+        }[group_by]
+    )
 
 
 @given(st.lists(events, max_size=40))
