@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from qanchor.config import Config, ProfileSchema, Scenario, load, nearest
 from qanchor.data.event_stream import id_order, stream_events
 from qanchor.data.profile import DAY_SECONDS, Event, Profile
-from qanchor.errors import DataError
+from qanchor.errors import ConfigError, DataError, InvalidInput
 
 SCHEMA_FILE = "schema.json"
 USERS_FILE = "users.parquet"
@@ -58,6 +58,9 @@ class DatasetConfig(Config, frozen=True, kw_only=True):
     """ISO date of day 0 where users.parquet has no asof_date_approx; only differences matter."""
     note: str = ""
     """Origin, licence and limits of the data, for people."""
+
+    def __post_init__(self) -> None:
+        _midnight_s("day_zero", self.day_zero, ConfigError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,17 +233,18 @@ def _as_of_seconds(users: pa.Table, config: DatasetConfig) -> list[int]:
     """Start of each user's as-of day in Unix seconds, UTC."""
     if CALENDAR_COLUMN in users.column_names:
         dates = users[CALENDAR_COLUMN].cast(pa.string())
-        seconds = {text: _midnight_s(text) for text in dates.unique().to_pylist()}
+        where = f"{USERS_FILE}.{CALENDAR_COLUMN}"
+        seconds = {text: _midnight_s(where, text) for text in dates.unique().to_pylist()}
         return [seconds[text] for text in dates.to_pylist()]
-    zero_s = _midnight_s(config.day_zero)
+    zero_s = _midnight_s("day_zero", config.day_zero)
     return [zero_s + day * DAY_SECONDS for day in users["asof_day"].to_pylist()]
 
 
-def _midnight_s(date: str) -> int:
+def _midnight_s(field: str, date: str, error: type[InvalidInput] = DataError) -> int:
     try:
         moment = datetime.datetime.fromisoformat(date).replace(tzinfo=datetime.UTC)
     except (TypeError, ValueError):
-        raise DataError("date", date, "must be an ISO date", "write 2024-01-31") from None
+        raise error(field, date, "must be an ISO date", "write 2024-01-31") from None
     return int(moment.timestamp())
 
 

@@ -114,6 +114,7 @@ def _check_users(path: Path, config: DatasetConfig, findings: Findings) -> _User
     is_unknown = pc.invert(pc.is_in(split, pa.array(SPLITS)))
     rows.flag("split", is_unknown, f"must be one of {', '.join(SPLITS)}", "correct it")
     if dataset.CALENDAR_COLUMN in table.column_names:
+        rows.flag_nulls((dataset.CALENDAR_COLUMN,))
         dates = table[dataset.CALENDAR_COLUMN].cast(pa.string())
         wrong = [text for text in dates.unique().to_pylist() if not _is_date(text)]
         is_wrong = pc.is_in(dates, pa.array(wrong, pa.string()))

@@ -40,6 +40,16 @@ def test_the_as_of_time_is_the_calendar_date_where_there_is_one(write_tiny: Any)
     assert [profile.as_of_s // DAY_SECONDS for profile in dataset.profiles()] == [1, 2, 3, 4]
 
 
+def test_a_date_that_is_none_is_told_with_its_place(write_tiny: Any) -> None:
+    path = write_tiny(users={"asof_date_approx": ["2024-01-01", None, "2024-01-01", "2024-01-01"]})
+    with pytest.raises(DataError, match=r"users\.parquet\.asof_date_approx=None: must be an ISO"):
+        open_dataset(path)
+    schema = path / "schema.json"
+    schema.write_text(schema.read_text().replace("2024-01-01", "01.02.2024"))
+    with pytest.raises(ConfigError, match=r"schema\.json: day_zero='01\.02\.2024'.*2024-01-31"):
+        open_dataset(path)
+
+
 def test_users_are_chosen_by_split_or_by_name(write_tiny: Any) -> None:
     dataset = open_dataset(write_tiny())
     assert dataset.user_ids("train") == ["10", "40"]

@@ -83,6 +83,10 @@ FAULTS: dict[str, tuple[dict[str, dict[str, Any]], tuple[str, int | None, str]]]
         {"users": {"asof_date_approx": ["2024-01-01", "soon", "2024-01-01", "2024-01-01"]}},
         (USERS, 1, "asof_date_approx"),
     ),
+    "no date": (
+        {"users": {"asof_date_approx": ["2024-01-01", "2024-01-01", None, "2024-01-01"]}},
+        (USERS, 2, "asof_date_approx"),
+    ),
     "label neither 0 nor 1": ({"labels": {"label": [1, 2, 0]}}, (LABELS, 1, "label")),
     "label of an unknown user": ({"labels": {"user_id": [10, 20, 99]}}, (LABELS, 2, "user_id")),
     "label of an unknown scenario": (
