@@ -113,6 +113,10 @@ def _check_users(path: Path, config: DatasetConfig, findings: Findings) -> _User
     split = table["split"].combine_chunks().cast(pa.string())
     is_unknown = pc.invert(pc.is_in(split, pa.array(SPLITS)))
     rows.flag("split", is_unknown, f"must be one of {', '.join(SPLITS)}", "correct it")
+    if not pc.any(pc.equal(split, "train")).as_py():
+        rule = "at least one user must be of split train"
+        remedy = "put most users there: training and probes learn from them alone"
+        findings.add(path.name, "split", split.unique().to_pylist(), rule, remedy)
     if dataset.CALENDAR_COLUMN in table.column_names:
         rows.flag_nulls((dataset.CALENDAR_COLUMN,))
         dates = table[dataset.CALENDAR_COLUMN].cast(pa.string())

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from qanchor.checkpoint import Checkpoint
 from qanchor.data.dataset import Dataset
 from qanchor.errors import DataError
@@ -19,8 +21,11 @@ def fresh_sources(
 ) -> tuple[Checkpoint, Sources]:
     """An untrained checkpoint and the batches to train it on; shards are written if asked for.
 
-    Raises DataError when the triples name a user outside the train split.
+    Raises DataError when there are no triples or they name a user outside the train split.
     """
+    if not pq.read_metadata(triples_path).num_rows:
+        rule = "holds no triples: there is nothing to learn from"
+        raise DataError("triples", str(triples_path), rule, "make some of users of split train")
     if not recipe.train.shard_users:
         checkpoint, data = prepare(recipe, dataset, triples_path)
         return checkpoint, in_memory(recipe, data)

@@ -269,6 +269,19 @@ def test_a_triple_of_a_test_user_is_refused(recipe: Recipe, wallet: Path, tmp_pa
         fresh_sources(recipe, dataset, tmp_path / "triples.parquet", tmp_path)
 
 
+@pytest.mark.parametrize("shard_users", [0, 64])
+def test_a_triples_file_without_triples_is_refused(
+    recipe: Recipe, wallet: Path, tmp_path: Path, shard_users: int
+) -> None:
+    nothing = pq.read_table(wallet / "triples.parquet").slice(0, 0)
+    pq.write_table(nothing, tmp_path / "triples.parquet")
+    changed = override(recipe, [f"train.shard_users={shard_users}"])
+    with pytest.raises(DataError, match=r"triples.parquet': holds no triples"):
+        fresh_sources(
+            changed, open_dataset(wallet / "data"), tmp_path / "triples.parquet", tmp_path
+        )
+
+
 def test_a_shard_smaller_than_a_batch_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"train.shard_users=16: must be 0 or at least"):
         TrainConfig(shard_users=16, users_per_batch=32)

@@ -68,6 +68,10 @@ FAULTS: dict[str, tuple[dict[str, dict[str, Any]], tuple[str, int | None, str]]]
         {"users": {"split": ["train", "vali", "test", "train"]}},
         (USERS, 1, "split"),
     ),
+    "nobody to learn from": (
+        {"users": {"split": ["test", "valid", "test", "valid"]}},
+        (USERS, None, "split"),
+    ),
     "user twice": ({"users": {"user_id": [10, 10, 30, 40]}}, (USERS, 1, "user_id")),
     "date as an attribute": (
         {"users": {"plan": [datetime.date(2024, 1, 31), None, None, None]}},
