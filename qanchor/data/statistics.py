@@ -29,6 +29,8 @@ LONG_DAYS = 30
 """What comes later than this many days, or never, is all the same."""
 MAX_ATTRIBUTE_VALUES = 40
 SPACE_USERS = 4096
+_MAX_DRAWN = np.finfo(np.float16).max
+"""The root of a value of some billions is larger."""
 
 Row = npt.NDArray[np.float32]
 _Category = tuple[str, str]
@@ -149,7 +151,7 @@ def log_statistics(
     row = np.concatenate([past_statistics(profile, space), future])
     size = np.abs(row)
     drawn = np.sign(row) * np.where(_holds_value(space), np.sqrt(size), np.log1p(size))
-    logs: npt.NDArray[np.float16] = drawn.astype(np.float16)
+    logs: npt.NDArray[np.float16] = drawn.clip(-_MAX_DRAWN, _MAX_DRAWN).astype(np.float16)
     return logs
 
 

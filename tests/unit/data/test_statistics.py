@@ -22,6 +22,7 @@ from qanchor.data.statistics import (
     training_space,
 )
 from qanchor.errors import ConfigError
+from qanchor.statistics_head import StatisticsHead
 
 AS_OF_S = 50 * DAY_SECONDS
 
@@ -83,6 +84,21 @@ def test_times_and_counts_become_logarithms_and_values_roots() -> None:
     np.testing.assert_allclose(
         to_come, [math.log1p(2), 9, math.log1p(1), math.log1p(81), math.log1p(1)], rtol=1e-3
     )
+
+
+@pytest.mark.parametrize("value", [5e9, -5e9, 3e38])
+def test_a_huge_value_is_a_large_statistic_and_finite(value: float) -> None:
+    users = [
+        Profile(user_id="a", as_of_s=AS_OF_S, events=(_event(-3, "buy", each),))
+        for each in (value, 20.0, None)
+    ]
+    space = learn_space(users)
+    rows = np.stack([log_statistics(user, (), 0, space) for user in users])
+    assert not np.isinf(rows).any()
+    assert np.nanmax(np.abs(rows[0])) == np.finfo(np.float16).max
+    head = StatisticsHead(8, space)
+    head.set_scale(rows, 0.25)
+    assert all(buffer.isfinite().all() for buffer in (head.mean_F, head.past_PP))
 
 
 def test_futures_need_a_record_of_them(write_tiny: Any) -> None:
