@@ -3,9 +3,10 @@
 Works on column slices: within a batch a text that occurs often is one Python string.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,23 @@ def id_order(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_large_string(kind):
         return pa.string()
     return pa.int64() if pa.types.is_integer(kind) and kind != pa.uint64() else kind
+
+
+def places_of(ids: pa.Array, ascending: pa.Array) -> slice:
+    """The part of `ascending` (same type, no null) that can hold any of `ids`.
+
+    A batch holds few users of millions: only these are worth hashing to look the batch up.
+    """
+    bounds = pc.min_max(ids).as_py()
+    return _between(ascending, bounds["min"], bounds["max"])
+
+
+def _between(ascending: pa.Array, low: Any, high: Any) -> slice:
+    """Places of the values from `low` to `high`; none where these are None."""
+    if low is None:
+        return slice(0, 0)
+    value = methodcaller("as_py")
+    return slice(bisect_left(ascending, low, key=value), bisect_right(ascending, high, key=value))
 
 
 def stream_events(
@@ -73,24 +91,23 @@ def _batches(path: Path, user_ids: Sequence[str]) -> Iterator[_Columns]:
                 raise DataError(f"{path.name}.{name}", present, "column missing", "add it")
         order = id_order(file.schema_arrow.field("user_id").type)
         wanted = pa.array(user_ids, pa.string()).cast(order)
-        groups = _row_groups(file, wanted.to_pylist())
+        groups = _row_groups(file, wanted)
         for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=EVENT_COLUMNS):
-            rows = batch.filter(pc.is_in(batch["user_id"].cast(order), wanted))
+            ids = batch["user_id"].cast(order)
+            rows = batch.filter(pc.is_in(ids, wanted[places_of(ids, wanted)]))
             if rows.num_rows:
                 yield _decode(rows)
 
 
-def _row_groups(file: pq.ParquetFile, wanted: list[Any]) -> list[int]:
+def _row_groups(file: pq.ParquetFile, wanted: pa.Array) -> list[int]:
     """Row groups whose statistics admit one of the `wanted` ids (ascending)."""
     column = file.schema_arrow.names.index("user_id")
     chosen = []
     for group in range(file.num_row_groups):
         statistics = file.metadata.row_group(group).column(column).statistics
-        if statistics is not None and statistics.has_min_max:
-            place = bisect_left(wanted, statistics.min)
-            if place == len(wanted) or wanted[place] > statistics.max:
-                continue
-        chosen.append(group)
+        has_bounds = statistics is not None and statistics.has_min_max
+        if not has_bounds or wanted[_between(wanted, statistics.min, statistics.max)]:
+            chosen.append(group)
     return chosen
 
 

@@ -174,11 +174,13 @@ def read_columns(path: str | Path) -> dict[str, list[Any]]:
 
 def known_types(dataset: Dataset) -> dict[str, tuple[str, ...]]:
     """Event types that occur in the histories, per modality, in alphabetical order."""
-    events = pq.read_table(dataset.path / EVENTS_FILE, columns=["modality", "event_type"])
-    pairs = events.group_by(["modality", "event_type"]).aggregate([])
-    found: dict[str, list[str]] = {}
-    for row in pairs.to_pylist():
-        found.setdefault(row["modality"], []).append(row["event_type"])
+    found: dict[str, set[str]] = {}
+    names = ["modality", "event_type"]
+    with pq.ParquetFile(dataset.path / EVENTS_FILE) as file:
+        for batch in file.iter_batches(columns=names):
+            pairs = pa.Table.from_batches([batch]).group_by(names).aggregate([])
+            for row in pairs.to_pylist():
+                found.setdefault(row["modality"], set()).add(row["event_type"])
     return {name: tuple(sorted(found[name])) for name in sorted(found)}
 
 

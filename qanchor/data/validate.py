@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from qanchor.config import load, nearest
 from qanchor.data import dataset
 from qanchor.data.dataset import SPLITS, DatasetConfig
-from qanchor.data.event_stream import EVENT_COLUMNS
+from qanchor.data.event_stream import EVENT_COLUMNS, id_order, places_of
 from qanchor.data.findings import COUNT_DAYS, Findings, Report, Rows, is_number, open_table
 from qanchor.data.profile import MAX_TEXT_CHARS
 from qanchor.data.topics import TOPICS_FILE, load_topics
@@ -55,6 +55,7 @@ class _Users:
     """What rows of other files are held against; all three have one entry per user."""
 
     user_id: pa.Array
+    """Ascending, without null."""
     asof_day: pa.Array
     split: pa.Array
     id_type: pa.DataType
@@ -75,8 +76,9 @@ class _Users:
 
     def place(self, rows: Rows) -> pa.Array:
         """Index of each row's user, null and flagged where there is none."""
-        ids = rows.table["user_id"].combine_chunks().cast(pa.string())
-        place = pc.index_in(ids, self.user_id)
+        ids = rows.table["user_id"].combine_chunks().cast(self.user_id.type)
+        part = places_of(ids, self.user_id)
+        place = pc.add(pc.index_in(ids, self.user_id[part]), part.start)
         rule = f"must be a user of {dataset.USERS_FILE}"
         rows.flag("user_id", pc.is_null(place), rule, "add the user or drop the row")
         return place
@@ -107,7 +109,8 @@ def _check_users(path: Path, config: DatasetConfig, findings: Findings) -> _User
     for name in config.attributes:
         if is_number(table[name].type):
             _check_finite(rows, name)
-    ids = table["user_id"].combine_chunks().cast(pa.string())
+    id_type = table["user_id"].type
+    ids = table["user_id"].combine_chunks().cast(id_order(id_type))
     seen_before = pc.not_equal(pc.index_in(ids, ids), pa.array(range(len(ids)), pa.int32()))
     rows.flag("user_id", seen_before, "must be unique", "drop one of the rows")
     split = table["split"].combine_chunks().cast(pa.string())
@@ -123,7 +126,10 @@ def _check_users(path: Path, config: DatasetConfig, findings: Findings) -> _User
         wrong = [text for text in dates.unique().to_pylist() if not _is_date(text)]
         is_wrong = pc.is_in(dates, pa.array(wrong, pa.string()))
         rows.flag(dataset.CALENDAR_COLUMN, is_wrong, "must be an ISO date", "write 2024-01-31")
-    return _Users(ids, asof_day, split, table["user_id"].type)
+    # Nulls come last.
+    ascending = pc.sort_indices(ids)[: len(ids) - ids.null_count]
+    ids, asof_day, split = (column.take(ascending) for column in (ids, asof_day, split))
+    return _Users(ids, asof_day, split, id_type)
 
 
 def _is_date(text: str | None) -> bool:

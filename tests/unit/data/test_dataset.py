@@ -10,6 +10,7 @@ import pytest
 from qanchor.config import save
 from qanchor.data import event_stream
 from qanchor.data.dataset import DatasetConfig, open_dataset
+from qanchor.data.event_stream import places_of
 from qanchor.data.profile import DAY_SECONDS
 from qanchor.errors import ConfigError, DataError
 
@@ -119,6 +120,20 @@ def test_row_groups_are_skipped_without_losing_anyone(write_tiny: Any) -> None:
     pq.write_table(table, path / "events.parquet", row_group_size=1)
     assert list(dataset.profiles()) == whole
     assert list(dataset.profiles(["30"])) == [whole[2]]
+
+
+@pytest.mark.parametrize("as_ids", [list, lambda numbers: [f"u{each}" for each in numbers]])
+def test_a_batch_is_looked_up_among_the_users_it_spans(as_ids: Any) -> None:
+    everybody = pa.array(as_ids(range(100, 200, 2)))
+
+    def among(numbers: list[int]) -> list[Any]:
+        spanned: list[Any] = everybody[places_of(pa.array(as_ids(numbers)), everybody)].to_pylist()
+        return spanned
+
+    assert among([108, 104, 104]) == as_ids([104, 106, 108])
+    assert among([103, 107]) == as_ids([104, 106])
+    assert among([101]) == among([500]) == []
+    assert len(everybody[places_of(pa.nulls(2, everybody.type), everybody)]) == 0
 
 
 def test_unsorted_events_are_refused(write_tiny: Any) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from qanchor.data.activity import Activity, collect
@@ -14,7 +16,14 @@ from qanchor.data.futures import answer_futures
 from qanchor.data.grounded import GroundedUser, answer_topics
 from qanchor.data.profile import DAY_SECONDS, Event, Profile
 from qanchor.data.topics import Topic, load_topics
-from qanchor.data.useru import Triple, TripleOptions, make_triples, read_triples, write_triples
+from qanchor.data.useru import (
+    Triple,
+    TripleOptions,
+    known_types,
+    make_triples,
+    read_triples,
+    write_triples,
+)
 from qanchor.data.wallet import wallet_config
 from qanchor.errors import ConfigError, DataError
 
@@ -237,6 +246,19 @@ def test_answers_are_computed_from_the_history(
 def test_what_the_profile_does_not_support_is_not_answered(write_tiny: Any, aggregate: Any) -> None:
     topic = Topic(name="t", aggregate=aggregate, about="order", modality="order")
     assert _answers(write_tiny, _history(_event(-1, "home")), topic) == []
+
+
+def test_event_types_are_known_from_all_row_groups(write_tiny: Any) -> None:
+    path = write_tiny(events={"event_type": ["home", "shop", "buy", "buy"]})
+    whole = known_types(open_dataset(path))
+    assert whole == {"order": ("buy",), "visit": ("home", "shop")}
+    table = pq.read_table(path / "events.parquet")
+    place = table.column_names.index("event_type")
+    words = pa.chunked_array(table["event_type"]).dictionary_encode()
+    pq.write_table(
+        table.set_column(place, "event_type", words), path / "events.parquet", row_group_size=1
+    )
+    assert known_types(open_dataset(path)) == whole
 
 
 def test_absence_names_what_is_missing_and_given_up(write_tiny: Any) -> None:

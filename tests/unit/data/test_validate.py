@@ -162,6 +162,18 @@ def test_rows_and_order_are_counted_across_batches(
     assert found == {(1, "day"), (3, "user_id"), (3, "day")}
 
 
+@pytest.mark.parametrize("batch_rows", [1, 100])
+def test_users_may_stand_in_any_order(
+    write_tiny: Any, monkeypatch: pytest.MonkeyPatch, batch_rows: int
+) -> None:
+    monkeypatch.setattr(validate, "_BATCH_ROWS", batch_rows)
+    path = write_tiny(events={"user_id": [10, 10, 25, 30], "day": [1, 75, 3, 79]})
+    users = pq.read_table(path / USERS)
+    pq.write_table(users.take([2, 0, 3, 1]), path / USERS)
+    found = {(one.file, one.row, one.column) for one in validate_dataset(path).problems}
+    assert found == {(EVENTS, 1, "day"), (EVENTS, 2, "user_id")}
+
+
 def test_all_problems_are_counted_and_the_first_ones_listed(write_tiny: Any) -> None:
     path = write_tiny(labels={"label": [5, 6, 7]})
     report = validate_dataset(path, max_problems=2)
