@@ -29,6 +29,8 @@ LONG_DAYS = 30
 """What comes later than this many days, or never, is all the same."""
 MAX_ATTRIBUTE_VALUES = 40
 SPACE_USERS = 4096
+_NEIGHBOURS = 16
+"""Users read together, being neighbours in the file of events."""
 _MAX_DRAWN = np.finfo(np.float16).max
 """The root of a value of some billions is larger."""
 
@@ -95,7 +97,7 @@ def learn_space(profiles: Iterable[Profile], future_days: int = 0) -> StatisticS
 
 
 def training_space(dataset: Dataset, *, with_future: bool) -> StatisticSpace:
-    """Columns for training, from the first SPACE_USERS train users.
+    """Columns for training, from SPACE_USERS train users or all if they are fewer.
 
     Raises ConfigError if futures are asked for and the data set records too few days of them.
     """
@@ -107,8 +109,19 @@ def training_space(dataset: Dataset, *, with_future: bool) -> StatisticSpace:
             f"the data set must record at least {FUTURE_DAYS[0]} days after the as-of day",
             "set it to 0: the past is learnt from alone",
         )
-    users = dataset.user_ids("train")[:SPACE_USERS]
+    users = _spread(dataset.user_ids("train"))
     return learn_space(dataset.profiles(user_ids=users), future_days)
+
+
+def _spread(users: list[str]) -> list[str]:
+    """At most SPACE_USERS of `users`, from the first to the last alike.
+
+    Ids often follow the day of signing up: event types that are new are missing in the first ones.
+    """
+    if len(users) <= SPACE_USERS:
+        return users
+    starts = np.linspace(0, len(users) - _NEIGHBOURS, SPACE_USERS // _NEIGHBOURS, dtype=int)
+    return [user for start in starts for user in users[start : start + _NEIGHBOURS]]
 
 
 def past_statistics(profile: Profile, space: StatisticSpace) -> Row:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from qanchor.config import save
+from qanchor.data import statistics
 from qanchor.data.dataset import open_dataset
 from qanchor.data.profile import DAY_SECONDS, Event, Profile
 from qanchor.data.statistics import (
@@ -84,6 +85,32 @@ def test_times_and_counts_become_logarithms_and_values_roots() -> None:
     np.testing.assert_allclose(
         to_come, [math.log1p(2), 9, math.log1p(1), math.log1p(81), math.log1p(1)], rtol=1e-3
     )
+
+
+@pytest.mark.parametrize("num_users", [12, 13, 37, 64])
+def test_columns_are_learnt_from_users_of_all_ages(
+    write_tiny: Any, monkeypatch: pytest.MonkeyPatch, num_users: int
+) -> None:
+    monkeypatch.setattr(statistics, "SPACE_USERS", 8)
+    monkeypatch.setattr(statistics, "_NEIGHBOURS", 2)
+    numbers, words = list(range(num_users)), ["x"] * num_users
+    path = write_tiny(
+        users={
+            "user_id": numbers, "split": ["train"] * num_users, "asof_day": [75] * num_users,
+            "plan": words, "age": numbers, "is_new": [True] * num_users,
+        },
+        events={
+            "user_id": numbers, "day": [70] * num_users, "modality": ["visit"] * num_users,
+            "event_type": [f"{number:02d}" for number in numbers], "text": words,
+            "value": [1.0] * num_users,
+        },
+    )  # fmt: skip
+    space = training_space(open_dataset(path), with_future=False)
+    found = [int(event_type) for _, event_type in space.categories if event_type]
+    assert len(found) == 8
+    assert found[:2] == [0, 1]
+    assert found[-2:] == [num_users - 2, num_users - 1]
+    assert max(np.diff(found)) <= num_users // 3
 
 
 @pytest.mark.parametrize("value", [5e9, -5e9, 3e38])
