@@ -116,11 +116,8 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
     staging.rename(directory)
 
 
-def load_checkpoint(directory: Path) -> Checkpoint:
-    """Read a checkpoint; the model comes back in eval mode on the CPU.
-
-    Raises ConfigError when the directory is no checkpoint.
-    """
+def read_meta(directory: Path) -> CheckpointMeta:
+    """Read what is said of a checkpoint. Raises ConfigError when the directory is none."""
     if not (directory / META_FILE).is_file():
         raise ConfigError(
             "checkpoint",
@@ -128,7 +125,15 @@ def load_checkpoint(directory: Path) -> Checkpoint:
             f"no {META_FILE} there",
             "give a directory `qanchor pretrain` wrote",
         )
-    meta = config.load(CheckpointMeta, directory / META_FILE)
+    return config.load(CheckpointMeta, directory / META_FILE)
+
+
+def load_checkpoint(directory: Path) -> Checkpoint:
+    """Read a checkpoint; the model comes back in eval mode on the CPU.
+
+    Raises ConfigError when the directory is no checkpoint.
+    """
+    meta = read_meta(directory)
     decoder_config = AutoConfig.from_pretrained(directory / DECODER_DIR, local_files_only=True)
     encoder_config = AutoConfig.from_pretrained(directory / ENCODER_DIR, local_files_only=True)
     event_encoder = EventEncoder(

@@ -15,8 +15,9 @@ be an integer or a string on disk, the same in all files, and is always a `str` 
 """
 
 import datetime
+import hashlib
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from qanchor.config import Config, ProfileSchema, Scenario, load, nearest
+from qanchor.bundle.reader import file_sha256
+from qanchor.config import Config, ProfileSchema, Scenario, load, nearest, to_json
 from qanchor.data.event_stream import id_order, stream_events
 from qanchor.data.profile import DAY_SECONDS, Event, Profile
 from qanchor.errors import ConfigError, DataError, InvalidInput
@@ -38,6 +40,8 @@ EVENTS_FILE = "events.parquet"
 LABELS_FILE = "labels.parquet"
 SCENARIOS_FILE = "scenarios.json"
 FUTURE_FILE = "future_events_train.parquet"
+TRAINING_FILES = (SCHEMA_FILE, USERS_FILE, EVENTS_FILE, FUTURE_FILE)
+"""What pre-training reads."""
 SPLITS = ("train", "valid", "test", "holdout")
 CALENDAR_COLUMN = "asof_date_approx"
 
@@ -142,6 +146,12 @@ class Dataset:
                 raise DataError("future.user_id", user_id, rule, "ask for train users")
         wanted = self._ascending(user_ids)
         return stream_events(self.path / FUTURE_FILE, wanted, self._as_of)
+
+    def contents_sha256(self, files: Iterable[str]) -> str:
+        """One hash of the contents of these files, by name; one may be missing, which counts."""
+        paths = {name: self.path / name for name in files}
+        found = {name: file_sha256(path) for name, path in paths.items() if path.is_file()}
+        return hashlib.sha256(to_json(found)).hexdigest()
 
     def _ascending(self, user_ids: Collection[str]) -> list[str]:
         chosen = set(user_ids)

@@ -15,13 +15,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description=(
             "Joint contrastive and next-token pre-training. Writes RUN/untrained (step 0), "
             "RUN/checkpoint (newest) and RUN/metrics.jsonl. Labels are never read. Without "
-            "--triples they are made first, as RUN/triples.parquet. On several devices: "
+            "--triples they are made first, as RUN/triples.parquet. A run goes on with the recipe, "
+            "triples and data set it was begun with. On several devices: "
             "torchrun --nproc-per-node 2 -m qanchor.cli pretrain ... (docs/training.md)."
         ),
     )
     parser.add_argument("dataset", type=Path, help="data set directory, see `qanchor data`")
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="where the run is kept")
-    parser.add_argument("--recipe", default="mini", help="mini (2 CPU cores) or qwen2.5-0.5b")
+    parser.add_argument("--recipe", help="mini (2 CPU cores; the default) or qwen2.5-0.5b")
     parser.add_argument("--triples", type=Path, help="Parquet of (user_id, query, answer)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in RUN")
     add_set_argument(parser, "--set train.steps=200 --set loss.margin=null")
@@ -37,23 +38,34 @@ def run(args: argparse.Namespace) -> int:
 
     from qanchor.config import override
     from qanchor.data.dataset import open_dataset
-    from qanchor.data.useru import write_triples
     from qanchor.train.distributed import joined_processes
     from qanchor.train.pretrain import pretrain, resume
     from qanchor.train.recipes import recipe_named
 
     with joined_processes() as processes:
         dataset = open_dataset(args.dataset)
-        recipe = override(recipe_named(args.recipe), args.assignments)
-        triples = args.triples or args.run_dir / "triples.parquet"
-        if processes.is_first and not triples.is_file():
-            triples.parent.mkdir(parents=True, exist_ok=True)
-            write_triples(dataset, triples, recipe.triples)
-        processes.wait()
         if args.resume:
-            checkpoint = resume(dataset, triples, args.run_dir, processes)
+            _refuse_changes(args)
+            checkpoint = resume(dataset, args.triples, args.run_dir, processes)
         else:
-            checkpoint = pretrain(recipe, dataset, triples, args.run_dir, processes)
+            recipe = override(recipe_named(args.recipe or "mini"), args.assignments)
+            checkpoint = pretrain(recipe, dataset, args.triples, args.run_dir, processes)
     if processes.is_first:
         print(msgspec.json.encode({"checkpoint": str(checkpoint)}).decode())
     return 0
+
+
+def _refuse_changes(args: argparse.Namespace) -> None:
+    """Raise ConfigError for a recipe or an override that the run in RUN does not have."""
+    from qanchor.checkpoint import read_meta
+    from qanchor.config import override
+    from qanchor.errors import ConfigError
+    from qanchor.train.run_directory import newest
+
+    begun = read_meta(newest(args.run_dir)).recipe
+    rule, remedy = "a resumed run keeps its recipe", "leave it out, or begin another run"
+    if args.recipe not in (None, begun.name):
+        raise ConfigError("--recipe", args.recipe, f"{rule}, {begun.name}", remedy)
+    for assignment in args.assignments:
+        if override(begun, [assignment]) != begun:
+            raise ConfigError("--set", assignment, f"{rule}, which has another value", remedy)

@@ -33,9 +33,13 @@ from qanchor.train.run_directory import (
     TENSORBOARD_DIR,
     UNTRAINED,
     append_metrics,
+    begun_triples,
+    check_inputs,
     forget_metrics_after,
     holds_run,
     newest,
+    own_triples,
+    record_inputs,
     save_newest,
 )
 from qanchor.train.scalars import Scalars
@@ -53,14 +57,15 @@ log = logging.getLogger(__name__)
 def pretrain(
     recipe: Recipe,
     dataset: Dataset,
-    triples_path: Path,
+    triples_path: Path | None,
     run_dir: Path,
     processes: Processes | None = None,
 ) -> Path:
     """Train from scratch into `run_dir`; returns the newest checkpoint's path.
 
-    Every process of a run calls it; `run_dir` must be one directory for all of them. Raises
-    ConfigError when the directory already holds a run (use `resume`).
+    Without `triples_path` the recipe's triples are made, in `run_dir`. Every process of a run calls
+    it; `run_dir` must be one directory for all of them. Raises ConfigError when the directory
+    already holds a run (use `resume`) or other triples, and for triples that are not there.
     """
     processes = processes or alone()
     if holds_run(run_dir):
@@ -75,13 +80,16 @@ def pretrain(
     recipe = msgspec.structs.replace(recipe, train=train)
     if processes.is_first:
         run_dir.mkdir(parents=True, exist_ok=True)
-        checkpoint, sources = fresh_sources(recipe, dataset, triples_path, run_dir)
+        triples = triples_path or own_triples(run_dir, dataset, recipe.triples)
+        record_inputs(run_dir, dataset, triples)
+        checkpoint, sources = fresh_sources(recipe, dataset, triples, run_dir)
         config.save(recipe, run_dir / RECIPE_FILE)
         save_checkpoint(checkpoint, run_dir / UNTRAINED)
     processes.wait()
     if not processes.is_first:
         checkpoint = load_checkpoint(run_dir / UNTRAINED)
-        sources = sources_again(checkpoint, dataset, triples_path, run_dir)
+        triples = triples_path or begun_triples(run_dir)
+        sources = sources_again(checkpoint, dataset, triples, run_dir)
         _seed_apart(recipe.train.seed, processes)
     trainer = Trainer(checkpoint, sources, run_dir, processes)
     trainer.save_start()
@@ -89,20 +97,24 @@ def pretrain(
 
 
 def resume(
-    dataset: Dataset, triples_path: Path, run_dir: Path, processes: Processes | None = None
+    dataset: Dataset, triples_path: Path | None, run_dir: Path, processes: Processes | None = None
 ) -> Path:
     """Go on with an interrupted run; returns the newest checkpoint's path.
 
-    Every process of a run calls it. Raises ConfigError when there is nothing to resume.
+    Without `triples_path` with those it was begun with, where they lay. Every process of a run
+    calls it. Raises ConfigError when there is nothing to resume, and unless triples and data set
+    are those the run was begun with.
     """
     processes = processes or alone()
     start = newest(run_dir)
     checkpoint = load_checkpoint(start)
     _settle(checkpoint.meta.recipe.train)
+    triples = triples_path or begun_triples(run_dir)
     if processes.is_first:
-        mend_shards(checkpoint, dataset, triples_path, run_dir)
+        check_inputs(run_dir, dataset, triples)
+        mend_shards(checkpoint, dataset, triples, run_dir)
     processes.wait()
-    sources = sources_again(checkpoint, dataset, triples_path, run_dir)
+    sources = sources_again(checkpoint, dataset, triples, run_dir)
     _seed_apart(checkpoint.meta.recipe.train.seed, processes)
     trainer = Trainer(checkpoint, sources, run_dir, processes)
     if (start / TRAINER_FILE).exists():

@@ -12,15 +12,17 @@ import pytest
 import torch
 
 from qanchor.checkpoint import Checkpoint, load_checkpoint
+from qanchor.cli import main
 from qanchor.config import override
 from qanchor.data.dataset import open_dataset
-from qanchor.data.useru import write_triples
+from qanchor.data.useru import TripleOptions, write_triples
 from qanchor.data.wallet import generate_wallet
 from qanchor.errors import ConfigError, DataError
 from qanchor.train import pretrain as training
 from qanchor.train.optimizer import build_optimizers, learning_rate_share
 from qanchor.train.pretrain import METRICS_FILE, UNTRAINED, pretrain, resume
 from qanchor.train.recipes import Recipe, TrainConfig
+from qanchor.train.run_directory import INPUTS_FILE, TRIPLES_FILE
 from qanchor.train.step import StepLosses
 
 STEPS = 8
@@ -146,6 +148,107 @@ def test_a_directory_with_a_run_is_not_overwritten(
         pretrain(
             recipe, open_dataset(wallet / "data"), wallet / "triples.parquet", tmp_path / "run"
         )
+
+
+@pytest.fixture(scope="module")
+def begun(recipe: Recipe, wallet: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data set, triples and a run of one step begun with them; what changes it copies it."""
+    place = tmp_path_factory.mktemp("begun")
+    shutil.copytree(wallet / "data", place / "data")
+    shutil.copy(wallet / "triples.parquet", place / "mine.parquet")
+    short = override(recipe, ["train.steps=1"])
+    pretrain(short, open_dataset(place / "data"), place / "mine.parquet", place / "run")
+    return place
+
+
+def halved(path: Path) -> None:
+    table = pq.read_table(path)
+    pq.write_table(table.slice(0, len(table) // 2), path)
+
+
+def test_a_resumed_run_takes_the_triples_it_was_begun_with(
+    begun: Path, wallet: Path, tmp_path: Path
+) -> None:
+    place = shutil.copytree(begun, tmp_path / "copy", symlinks=True)
+    dataset, run, mine = open_dataset(place / "data"), place / "run", place / "mine.parquet"
+    assert resume(dataset, None, run) == resume(dataset, wallet / "triples.parquet", run)
+    inputs = msgspec.json.decode((run / INPUTS_FILE).read_bytes())
+    assert inputs["triples"] == str(begun / "mine.parquet")
+    (run / INPUTS_FILE).write_bytes(msgspec.json.encode(inputs | {"triples": str(mine)}))
+    halved(mine)
+    for given in (None, mine):
+        with pytest.raises(ConfigError, match=r"--triples=.*not that of .* when the run was begun"):
+            resume(dataset, given, run)
+    mine.unlink()
+    with pytest.raises(ConfigError, match=r"--triples=.*mine.parquet.*no such file"):
+        resume(dataset, None, run)
+    assert not (run / TRIPLES_FILE).exists()
+
+
+@pytest.mark.parametrize("name", ["events.parquet", "future_events_train.parquet"])
+def test_a_resumed_run_wants_its_data_set_as_it_was(begun: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(begun, tmp_path, symlinks=True, dirs_exist_ok=True)
+    dataset = open_dataset(tmp_path / "data")
+    (tmp_path / "data" / "labels.parquet").unlink()
+    resume(dataset, None, tmp_path / "run")
+    halved(tmp_path / "data" / name)
+    with pytest.raises(ConfigError, match=r"dataset=.*not those the run was begun with"):
+        resume(dataset, None, tmp_path / "run")
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_the_triples_it_has(
+    begun: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(begun, tmp_path, symlinks=True, dirs_exist_ok=True)
+    dataset, run = open_dataset(tmp_path / "data"), tmp_path / "run"
+    (run / INPUTS_FILE).unlink()
+    with pytest.raises(ConfigError, match="no such file"):
+        resume(dataset, None, run)
+    resume(dataset, tmp_path / "mine.parquet", run)
+    shutil.copy(tmp_path / "mine.parquet", run / TRIPLES_FILE)
+    resume(dataset, None, run)
+
+
+def test_triples_that_lie_in_the_run_directory_are_used_only_if_the_recipe_makes_them(
+    recipe: Recipe, wallet: Path, tmp_path: Path
+) -> None:
+    short = override(recipe, ["train.steps=1", "triples.views_per_user=0"])
+    dataset, run = open_dataset(wallet / "data"), tmp_path / "run"
+    left = run / TRIPLES_FILE
+    write_triples(dataset, left, TripleOptions(per_user_future=2))
+    before = left.read_bytes()
+    with pytest.raises(ConfigError, match="not what this recipe makes"):
+        pretrain(short, dataset, None, run)
+    assert left.read_bytes() == before
+    assert [path.name for path in run.iterdir()] == [TRIPLES_FILE]
+    # Left by a kill before the first checkpoint.
+    write_triples(dataset, left, short.triples)
+    pretrain(short, dataset, None, run)
+    shutil.move(run, tmp_path / "elsewhere")
+    resume(dataset, None, tmp_path / "elsewhere")
+
+
+def test_the_command_makes_no_triples_for_a_name_mistyped_or_a_run_there_is(
+    begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = str(begun / "data"), str(begun / "run")
+    missing = tmp_path / "tripels.parquet"
+    assert main(["pretrain", data, str(tmp_path / "run"), "--triples", str(missing)]) == 2
+    assert "qanchor data triples" in capsys.readouterr().err
+    assert not missing.exists()
+    assert main(["pretrain", data, run]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert main(["pretrain", data, str(tmp_path / "none"), "--resume"]) == 2
+    assert not list((tmp_path).rglob("*.parquet"))
+    assert not (begun / "run" / TRIPLES_FILE).exists()
+
+
+def test_a_resumed_run_keeps_its_recipe(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["pretrain", str(begun / "data"), str(begun / "run"), "--resume"]
+    assert main([*words, "--recipe", "mini", "--set", "train.steps=1"]) == 0
+    for changed in (["--set", "train.steps=99"], ["--recipe", "qwen2.5-0.5b"]):
+        assert main([*words, *changed]) == 2
+        assert "keeps its recipe" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
