@@ -37,17 +37,21 @@ class StudyInput:
 def run_study(given: StudyInput, study_dir: Path, jobs: int = 1) -> StudyResult:
     """Run every variant that is not finished, `jobs` at a time, and compare them all.
 
-    Raises ConfigError for a variant whose overrides do not fit, before anything is trained.
+    Raises ConfigError, before anything is trained, for a variant whose overrides do not fit and
+    for a directory of an earlier version.
     """
     study_dir.mkdir(parents=True, exist_ok=True)
     dataset, settings = given.dataset, given.settings
-    triples = base_triples(given.triples, dataset, given.recipe, study_dir)
-    runs = [variant_run(one, given.recipe, dataset, triples) for one in given.study.variants]
+    triples, data_id = base_triples(given.triples, dataset, given.recipe, study_dir)
+    runs = [variant_run(one, given.recipe, dataset, data_id) for one in given.study.variants]
     users = chosen_users(dataset, settings.max_users)
     rendered = render_users(dataset, users)
     judged = judged_users(dataset, rendered.user_ids)
     work = Work(dataset, settings, rendered, judged, triples, study_dir)
     pairs = list(zip(given.study.variants, runs, strict=True))
+    for pair in pairs:
+        # A record that cannot be used is told now, not after the variants before it.
+        work.recorded(*pair)
     done = finish_side_by_side(work, pairs, jobs) if jobs > 1 else _finish_in_turn(work, pairs)
     bootstrap = Bootstrap(len(judged.test_rows), settings.num_draws, settings.seed)
     judgements = [judge(_method(one), work.probed(one), bootstrap) for one in done]

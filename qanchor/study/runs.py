@@ -17,18 +17,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qanchor import config
-from qanchor.checkpoint import META_FILE, CheckpointMeta
+from qanchor.checkpoint import META_FILE, read_meta
 from qanchor.config import ProfileSchema, override
-from qanchor.data.dataset import Dataset
+from qanchor.data.dataset import LABELS_FILE, SCENARIOS_FILE, TRAINING_FILES, Dataset
+from qanchor.data.topics import TOPICS_FILE
 from qanchor.data.useru import write_triples
 from qanchor.data.writer import write_table
 from qanchor.study.plan import Variant
-from qanchor.train.pretrain import LATEST, UNTRAINED, pretrain, resume
+from qanchor.train.pretrain import LATEST, pretrain, resume
 from qanchor.train.recipes import Recipe
+from qanchor.train.run_directory import TRIPLES_FILE, holds_run, triples_sha256
 
 log = logging.getLogger(__name__)
 
-TRIPLES_FILE = "triples.parquet"
+STUDY_FILES = (*TRAINING_FILES, LABELS_FILE, SCENARIOS_FILE, TOPICS_FILE)
+"""What of a data set a study's results follow from."""
 KEY_CHARS = 12
 SUBSET_SEED = 17
 
@@ -40,16 +43,17 @@ class VariantRun:
     recipe: Recipe
     schema: ProfileSchema
     users_share: float
-    dataset_id: str
+    data_id: str
+    """Content id of data set and triples."""
 
     @property
     def key(self) -> str:
         """Equal for equal runs, whatever the variants are called."""
-        parts = (self.recipe, self.schema, self.users_share, self.dataset_id)
+        parts = (self.recipe, self.schema, self.users_share, self.data_id)
         return digest(*parts)
 
 
-def variant_run(variant: Variant, recipe: Recipe, dataset: Dataset, triples: Path) -> VariantRun:
+def variant_run(variant: Variant, recipe: Recipe, dataset: Dataset, data_id: str) -> VariantRun:
     """Resolve a variant. Raises ConfigError for an override that does not fit."""
     resolved = override(recipe, list(variant.set))
     train = resolved.train
@@ -62,7 +66,7 @@ def variant_run(variant: Variant, recipe: Recipe, dataset: Dataset, triples: Pat
         recipe=msgspec.structs.replace(resolved, train=changed),
         schema=override(dataset.schema, list(variant.schema)),
         users_share=variant.users_share,
-        dataset_id=_dataset_id(dataset, triples),
+        data_id=data_id,
     )
 
 
@@ -74,7 +78,7 @@ def checkpoint_of(run: VariantRun, dataset: Dataset, triples: Path, runs_dir: Pa
         own = triples if run.users_share == 1 else run_dir / TRIPLES_FILE
         if run.users_share != 1 and not own.is_file():
             _write_subset(triples, own, set(seen.user_ids("train")))
-        if (run_dir / LATEST).exists() or (run_dir / UNTRAINED).exists():
+        if holds_run(run_dir):
             log.info("going on with %s", run_dir)
             resume(seen, own, run_dir)
         else:
@@ -82,12 +86,19 @@ def checkpoint_of(run: VariantRun, dataset: Dataset, triples: Path, runs_dir: Pa
     return run_dir / LATEST
 
 
-def base_triples(given: Path | None, dataset: Dataset, recipe: Recipe, study_dir: Path) -> Path:
-    """The triples all variants draw from: those given, or the recipe's, made once."""
-    path = given or study_dir / TRIPLES_FILE
-    if not path.is_file():
+def base_triples(
+    given: Path | None, dataset: Dataset, recipe: Recipe, study_dir: Path
+) -> tuple[Path, str]:
+    """The triples all variants draw from, given or made once, and the id of data set and triples.
+
+    Reads the data set's files through. Raises ConfigError for given triples that are not there.
+    """
+    contents = dataset.contents_sha256(STUDY_FILES)
+    # Named by what they follow from: triples of other data or options are not taken up.
+    path = given or study_dir / f"triples-{digest(contents, recipe.triples)}.parquet"
+    if not given and not path.is_file():
         write_triples(dataset, path, recipe.triples)
-    return path
+    return path, digest(contents, triples_sha256(path))
 
 
 def training_view(dataset: Dataset, run: VariantRun) -> Dataset:
@@ -112,13 +123,7 @@ def _is_finished(run: VariantRun, run_dir: Path) -> bool:
     meta_path = run_dir / LATEST / META_FILE
     if not meta_path.is_file():
         return False
-    return config.load(CheckpointMeta, meta_path).step >= run.recipe.train.steps
-
-
-def _dataset_id(dataset: Dataset, triples: Path) -> str:
-    """Changes when a file of the data set or the triples do: names and sizes stand for content."""
-    files = [*sorted(dataset.path.glob("*.parquet")), *sorted(dataset.path.glob("*.json")), triples]
-    return digest(dataset.name, [(file.name, file.stat().st_size) for file in files])
+    return read_meta(run_dir / LATEST).step >= run.recipe.train.steps
 
 
 def _write_subset(triples: Path, target: Path, users: set[str]) -> None:

@@ -2,7 +2,7 @@
 
 A study's directory:
 
-    triples.parquet         what all variants learn from, unless given
+    triples-ID.parquet      what all variants learn from, unless given; ID: of data and options
     runs/KEY/               pre-training runs; variants that agree share one
     variants/NAME.json      a finished variant, with NAME.npz: what its probes say of the test users
     variants/NAME.scenarios.json    the tuned scenarios, where it has any
@@ -22,6 +22,7 @@ from qanchor.bundle.scenario_file import read_scenario_file, with_replaced
 from qanchor.checkpoint import Checkpoint, load_checkpoint
 from qanchor.config import Config
 from qanchor.data.dataset import Dataset
+from qanchor.errors import ConfigError
 from qanchor.eval.bootstrap import TestScores
 from qanchor.eval.embed import embed_corpus, encoded_corpus
 from qanchor.eval.judge import Probed, probe_all
@@ -53,6 +54,8 @@ class Finished(Config, frozen=True, kw_only=True):
 
     key: str
     """What it followed from; another key means the file is out of date."""
+    data_id: str = ""
+    """Content id of data set and triples. Empty: an earlier version made the record."""
     variant: Variant
     checkpoint: str
     step: int
@@ -72,11 +75,17 @@ class Work:
     study_dir: Path
 
     def recorded(self, variant: Variant, run: VariantRun) -> Finished | None:
-        """The variant's record, if it has been run."""
+        """The variant's record, if it has been run.
+
+        Raises ConfigError for one of an earlier version, whose data cannot be told.
+        """
         path = self._path(variant, ".json")
         if not path.is_file():
             return None
         found = config.load(Finished, path)
+        if not found.data_id:
+            rule = "holds results of an earlier version, which did not compare the data's contents"
+            raise ConfigError("OUT", str(self.study_dir), rule, "choose another directory")
         # Name and words may have changed; what was measured has not.
         is_same = found.key == self._key(variant, run)
         return msgspec.structs.replace(found, variant=variant) if is_same else None
@@ -101,6 +110,7 @@ class Work:
         self._save_scores(variant, probed)
         record = Finished(
             key=self._key(variant, run),
+            data_id=run.data_id,
             variant=variant,
             checkpoint=checkpoint_path.relative_to(self.study_dir).as_posix(),
             step=checkpoint.meta.step,

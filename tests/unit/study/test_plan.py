@@ -1,15 +1,22 @@
 """Studies as data: the built-in ones fit every recipe, a wrong one is told what is wrong."""
 
+import shutil
 from pathlib import Path
 
 import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
+from qanchor.config import override
 from qanchor.data.dataset import Dataset, open_dataset
 from qanchor.errors import ConfigError
 from qanchor.study.plan import BUILT_IN, read_study
-from qanchor.study.runs import training_view, variant_run
+from qanchor.study.runs import base_triples, training_view, variant_run
 from qanchor.train.recipes import RECIPES, Recipe, recipe_named
+
+DATA_ID = "0123456789ab"
 
 
 @pytest.fixture(scope="module")
@@ -22,18 +29,16 @@ def dataset(wallet: Path) -> Dataset:
 def test_a_built_in_study_resolves_with_every_recipe(
     name: str, recipe: str, dataset: Dataset
 ) -> None:
-    triples = dataset.path / "users.parquet"
     for variant in read_study(name).variants:
-        run = variant_run(variant, recipe_named(recipe), dataset, triples)
+        run = variant_run(variant, recipe_named(recipe), dataset, DATA_ID)
         steps = recipe_named(recipe).train.steps * variant.steps_share
         assert run.recipe.train.steps == round(steps)
 
 
 def test_the_ablations_are_those_of_the_method(dataset: Dataset) -> None:
-    triples = dataset.path / "users.parquet"
     study = read_study("ablation")
     runs = {
-        variant.name: variant_run(variant, recipe_named("mini"), dataset, triples)
+        variant.name: variant_run(variant, recipe_named("mini"), dataset, DATA_ID)
         for variant in study.variants
     }
     assert (runs["neither"].schema.has_user_token, runs["neither"].schema.has_modality_tokens) == (
@@ -58,12 +63,11 @@ def test_the_ablations_are_those_of_the_method(dataset: Dataset) -> None:
 
 
 def test_smaller_sets_of_users_lie_within_larger_ones(dataset: Dataset) -> None:
-    triples = dataset.path / "users.parquet"
     study = read_study("scaling")
     seen = []
     for name in ("1/8 of the users", "1/4 of the users", "base"):
         variant = next(one for one in study.variants if one.name == name)
-        run = variant_run(variant, recipe_named("mini"), dataset, triples)
+        run = variant_run(variant, recipe_named("mini"), dataset, DATA_ID)
         view = training_view(dataset, run)
         assert view.user_ids("test") == dataset.user_ids("test")
         seen.append(set(view.user_ids("train")))
@@ -92,4 +96,43 @@ def test_a_wrong_study_is_told(tmp_path: Path, dataset: Dataset, tiny_mini: Reci
         read_study(str(file))
     file.write_text('title = "mine"\n[[variants]]\nname = "a"\nset = ["loss.margins=0"]\n')
     with pytest.raises(ConfigError, match=r"did you mean 'margin'"):
-        variant_run(read_study(str(file)).variants[0], tiny_mini, dataset, file)
+        variant_run(read_study(str(file)).variants[0], tiny_mini, dataset, DATA_ID)
+
+
+def test_results_follow_from_the_contents_of_data_and_triples(
+    wallet: Path, tmp_path: Path, tiny_mini: Recipe
+) -> None:
+    data = Path(shutil.copytree(wallet, tmp_path / "data"))
+    few = override(tiny_mini, ["triples.per_user_future=1", "triples.views_per_user=0"])
+    out = tmp_path / "study"
+    triples, data_id = base_triples(None, open_dataset(data), few, out)
+    written = triples.stat().st_mtime_ns
+    assert base_triples(None, open_dataset(data), few, out) == (triples, data_id)
+    assert triples.stat().st_mtime_ns == written
+    ids, files = [data_id], [triples]
+
+    def note(recipe: Recipe = few) -> None:
+        path, data_id = base_triples(None, open_dataset(data), recipe, out)
+        ids.append(data_id)
+        files.append(path)
+
+    labels = pq.read_table(data / "labels.parquet")
+    flipped = pc.subtract(1, labels["label"]).cast(pa.int8())
+    place = labels.column_names.index("label")
+    pq.write_table(labels.set_column(place, "label", flipped), data / "labels.parquet")
+    note()
+    scenarios = (data / "scenarios.json").read_text()
+    (data / "scenarios.json").write_text(scenarios.replace("Will", "Does", 1))
+    note()
+    (data / "topics.toml").write_text('subject = "customer"\n')
+    note()
+    assert "customer" in pq.read_table(files[-1])["query"][0].as_py()
+    note(override(few, ["triples.seed=1"]))
+    assert len(set(ids)) == len(set(files)) == len(ids) == 5
+    mine = shutil.copy(triples, tmp_path / "mine.parquet")
+    _, with_mine = base_triples(Path(mine), open_dataset(data), few, out)
+    _, with_other = base_triples(files[-1], open_dataset(data), few, out)
+    assert with_mine != with_other
+    with pytest.raises(ConfigError, match=r"--triples=.*no such file"):
+        base_triples(tmp_path / "tripels.parquet", open_dataset(data), few, out)
+    assert not (tmp_path / "tripels.parquet").exists()

@@ -122,6 +122,14 @@ def test_a_killed_study_goes_on_and_a_finished_one_only_reads(
     assert main(words) == 0
     assert config.load(StudyResult, out / "study.json").outcomes == result.outcomes
 
+    record = out / "variants" / "half.json"
+    earlier = json.loads(record.read_text())
+    del earlier["data_id"]
+    record.write_text(json.dumps(earlier))
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "earlier version" in capsys.readouterr().err
+
 
 def test_variants_side_by_side_come_out_as_in_turn(wallet: Path, tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(STUDY)
