@@ -1,5 +1,6 @@
 """Settings of a server process. Must not know grpc or an engine."""
 
+from pathlib import Path
 from typing import Literal
 
 from qanchor.bundle.buckets import BucketLimits
@@ -58,8 +59,8 @@ class ServerConfig(Config, frozen=True, kw_only=True):
     """Disk for the same, also across restarts; 0: none. Goes through kv_host_bytes, which must
     hold two of the longest prefixes."""
     kv_disk_dir: str = ""
-    """Directory of those files, for one server alone; files of other models in it are deleted.
-    Empty: `kv` in data_dir."""
+    """Directory of those files, for one server alone, not data_dir itself; files of other models
+    in it are deleted. Empty: `kv` in data_dir."""
     kv_ttl_seconds: float = 7 * 86_400
     """Keys and values not used for so long are dropped from every tier; 0: never."""
     kv_flush_seconds: float = 10.0
@@ -134,7 +135,13 @@ class ServerConfig(Config, frozen=True, kw_only=True):
             raise ConfigError(
                 "slab_ladder", self.slab_ladder, "lengths must be at least 1", "remove it"
             )
-
+        if self.kv_disk_dir and Path(self.kv_disk_dir).resolve() == Path(self.data_dir).resolve():
+            raise ConfigError(
+                "kv_disk_dir",
+                self.kv_disk_dir,
+                "is data_dir, where the profiles are",
+                "name another directory, or leave it empty for `kv` in data_dir",
+            )
         if self.engine == "tensorrt" and not self.plans_dir:
             raise ConfigError(
                 "plans_dir",

@@ -3,13 +3,15 @@
 A file is one header block, then the bytes as they lie in host memory: one write, one read. It gets
 its name when it is complete, so a kill leaves a nameless part that the next start deletes. Nothing
 is synced: what a power cut tears fails its checksum, and is encoded again. The header names model,
-layout and content; files of anything else are never used, and deleted at start.
+layout and content; files of anything else are never used, and deleted at start. What bears no name
+of ours is left alone.
 
 Must not know engines, schedulers or gRPC. Calls from one thread at a time.
 """
 
 import fcntl
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ HEADER_BYTES = 4096
 SUFFIX = ".kv"
 PART_SUFFIX = ".part"
 LOCK_FILE = "lock"
+_OUR_NAME = re.compile(rf"(0|[1-9][0-9]*)({re.escape(SUFFIX)}|{re.escape(PART_SUFFIX)})")
 _MAGIC = b"qanchorK"
 _CHECKSUM_BYTES = 16
 _START = len(_MAGIC) + _CHECKSUM_BYTES
@@ -87,9 +90,9 @@ class DiskFiles:
         os.close(self._lock)
 
     def scan(self) -> Iterator[FoundFile]:
-        """Files of this model and layout; all others are deleted. Raises OSError."""
+        """Files of this model and layout; others with names of ours are deleted. Raises OSError."""
         for path in sorted(self._directory.iterdir()):
-            if path.name == LOCK_FILE:
+            if not _OUR_NAME.fullmatch(path.name) or path.is_symlink() or not path.is_file():
                 continue
             found = self._look_at(path)
             if found is None:
@@ -173,7 +176,7 @@ class DiskFiles:
 
     def _look_at(self, path: Path) -> FoundFile | None:
         """What a name in the directory stands for; the bytes are checked when they are read."""
-        if path.suffix != SUFFIX or not path.stem.isdecimal():
+        if path.suffix != SUFFIX:
             return None
         with path.open("rb") as stream:
             header = self._parse(bytearray(stream.read(HEADER_BYTES)))

@@ -12,6 +12,8 @@ import pytest
 
 from qanchor.client import CacheState, ClientError
 from qanchor.data.profile import Event
+from qanchor.errors import ConfigError
+from qanchor_server.config import ServerConfig
 from qanchor_server.failures import Retryable
 
 SMALL = {"kv_pool_bytes": 112, "kv_host_bytes": 256, "kv_disk_bytes": 1 << 20}
@@ -118,6 +120,24 @@ async def test_files_of_another_model_or_of_nobody_are_deleted_at_start(small, s
     assert files(again) == paths[2:]
     states = [await embed(again, user) for user in USERS]
     assert states.count(CacheState.ENCODED_NOW) == 2
+
+
+def test_the_profiles_directory_is_refused_for_the_files(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    for disk_dir in ("data", "link", "data/kv/.."):
+        with pytest.raises(ConfigError, match="is data_dir, where the profiles"):
+            ServerConfig(data_dir=str(tmp_path / "data"), kv_disk_dir=str(tmp_path / disk_dir))
+
+
+async def test_what_else_lies_beside_the_files_is_left_alone(start_server, profile, tmp_path):
+    directory = tmp_path / "data" / "kv"
+    (directory / "lost+found").mkdir(parents=True)
+    (directory / "notes.txt").write_text("words")
+    running = await start_server(**SMALL)
+    await put_all(running, profile)
+    await encode(running)
+    assert (directory / "notes.txt").read_text() == "words"
+    assert len(files(running)) == 4
 
 
 async def test_a_broken_file_costs_an_encoding_and_nothing_else(small):

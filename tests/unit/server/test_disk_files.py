@@ -88,6 +88,21 @@ def test_a_file_of_other_content_or_model_is_refused(files, tmp_path):
     files._lock = os.open(tmp_path / "kv" / "lock", os.O_RDWR)
 
 
+def test_only_files_with_names_of_ours_are_ever_deleted(files, tmp_path):
+    directory = tmp_path / "kv"
+    strange = ("profiles.sqlite3", "profiles.sqlite3-wal", "notes.kv", "07.kv", "-1.kv", "8.kv.old")
+    for name in strange:
+        (directory / name).write_bytes(b"words")
+    (directory / "lost+found").mkdir()
+    (directory / "9.kv").mkdir()
+    (directory / "10.kv").symlink_to(directory / "notes.kv")
+    (directory / "11.kv").write_bytes(b"no header")
+    (directory / "12.part").write_bytes(b"half")
+    before = {path.name for path in directory.iterdir()}
+    assert list(files.scan()) == []
+    assert {path.name for path in directory.iterdir()} == before - {"11.kv", "12.part"}
+
+
 def test_a_directory_serves_one_process(files, tmp_path):
     with pytest.raises(OSError, match="unavailable"):
         DiskFiles(tmp_path / "kv", IDENTITY)
