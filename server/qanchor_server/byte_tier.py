@@ -61,13 +61,17 @@ class FileSpace:
 
     def adopt(self, file_id: int, num_bytes: int) -> bool:
         """Take in a file by its number; False when there is no room for it."""
-        self._next_id = max(self._next_id, file_id + 1)
+        self.skip(file_id)
         size = self.cost(num_bytes)
         if self.used_bytes + size > self.num_bytes:
             return False
         self._sizes[file_id] = size
         self.used_bytes += size
         return True
+
+    def skip(self, file_id: int) -> None:
+        """Never give out a number that a file has already."""
+        self._next_id = max(self._next_id, file_id + 1)
 
     def free(self, place: int) -> None:
         """Give the bytes of a file back."""

@@ -111,7 +111,7 @@ class Core:
         """Delete a user everywhere; True when a profile was stored.
 
         Goes on when the caller leaves: keys and values never outlive the stored profile. Raises
-        InvalidInput, Unavailable.
+        InvalidInput, Unavailable; Retryable when a file could not be deleted.
         """
         self.admission.check_open()
         check_user_id(user_id)

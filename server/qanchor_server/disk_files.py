@@ -103,7 +103,7 @@ class DiskFiles:
     def write(self, file_id: int, content: Content, data: ByteArray) -> None:
         """Write a file, then give it its name. Raises OSError; then nothing is left."""
         block = self._header_block(content, data)
-        part = self._directory / f"{file_id}{PART_SUFFIX}"
+        part = self._part(file_id)
         try:
             handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             try:
@@ -137,12 +137,16 @@ class DiskFiles:
             raise BadFile(f"{path}: holds another content than asked for")
 
     def unlink(self, file_id: int) -> None:
-        """Delete a file if it is there. Raises OSError."""
+        """Delete a file, and what a failed write left of it, if there. Raises OSError."""
         self.path(file_id).unlink(missing_ok=True)
+        self._part(file_id).unlink(missing_ok=True)
 
     def path(self, file_id: int) -> Path:
         """Where a complete file lies."""
         return self._directory / f"{file_id}{SUFFIX}"
+
+    def _part(self, file_id: int) -> Path:
+        return self._directory / f"{file_id}{PART_SUFFIX}"
 
     def _header(self, content: Content) -> _Header:
         return _Header(

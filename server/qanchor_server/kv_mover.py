@@ -131,7 +131,8 @@ class KvMover(Generic[SlotT]):
 
     def _make_file_move(self, move: Write | Read | Unlink) -> bool:
         if self._files is None:
-            return False
+            # No file was ever written or taken in.
+            return isinstance(move, Unlink)
         try:
             match move:
                 case Unlink(file_id=file_id):

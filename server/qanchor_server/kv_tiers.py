@@ -10,7 +10,8 @@ Not thread-safe: call from the worker thread only.
    background, unless the disk has that content: host memory then makes room at no cost.
 2. `want` pins a queued user's entry, or has it read from disk while other steps run.
 3. The scheduler restores it in one step; the host keeps the copy until it needs the room.
-4. Every move ends in `done`. A move that failed leaves nothing behind but a prefix to encode.
+4. Every move ends in `done`. A move that failed leaves nothing behind but a prefix to encode, or a
+   file that could not be deleted: it stays known until a deletion of its user tries again.
 """
 
 from collections.abc import Iterable
@@ -105,6 +106,7 @@ class Forgetting:
     user_id: str
     entries: list[Entry]
     file_ids: set[int]
+    """The user's files, those included that were to be deleted before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +136,8 @@ class KvTiers:
         self._moves: list[Move] = []
         self._num_moving = 0
         self._unlinking: dict[int, str] = {}
+        self.undeleted: dict[int, str] = {}
+        """Files that could not be deleted, and whose they are."""
         self._num_failed_writes = 0
         self._disk_resume_s = float("-inf")
         self._now_s = 0.0
@@ -149,12 +153,11 @@ class KvTiers:
             self.disk.expire(now_s - ttl_s)
             self._collect()
 
-    def adopt(self, found: Iterable[tuple[int, Content, float]]) -> list[int]:
-        """Take in files of an earlier run: number, content, when used. Returns those left out.
+    def adopt(self, found: Iterable[tuple[int, Content, float]]) -> None:
+        """Take in files of an earlier run: number, content, when used. Others are deleted.
 
         Newer files win where a user has two or the budget is short.
         """
-        left_out = []
         kept: list[Entry] = []
         taken: set[str] = set()
         for file_id, content, used_s in sorted(found, key=lambda item: item[2], reverse=True):
@@ -163,10 +166,10 @@ class KvTiers:
                 taken.add(content.user_id)
                 kept.append(Entry(content, file_id, used_s, is_filled=True))
             else:
-                left_out.append(file_id)
+                self._files.skip(file_id)
+                self._unlink(file_id, content.user_id)
         for entry in reversed(kept):
             self.disk.adopt(entry)
-        return left_out
 
     def locate(self, prefix: PrefixRef) -> Found | None:
         """Where exactly this content lies below the device. Moves nothing."""
@@ -240,6 +243,9 @@ class KvTiers:
         """Drop a user for good; ask `settle` after each move."""
         on_disk = self.disk.of_user(user_id)
         entries = self.host.of_user(user_id) + on_disk
+        for file_id in [number for number, owner in self.undeleted.items() if owner == user_id]:
+            del self.undeleted[file_id]
+            self._unlink(file_id, user_id, is_urgent=True)
         file_ids = {file_id for file_id, owner in self._unlinking.items() if owner == user_id}
         self.host.drop(user_id)
         self.disk.drop(user_id)
@@ -247,7 +253,10 @@ class KvTiers:
         return Forgetting(user_id, entries, file_ids | {entry.place for entry in on_disk})
 
     def settle(self, forgetting: Forgetting) -> bool:
-        """Whether no tier holds the user any more; then wipes free memory that still has bytes."""
+        """Whether all moves for it have ended; then wipes free memory that still has bytes.
+
+        No tier holds the user any more then, but for `undeleted` files.
+        """
         if not all(entry.is_freed for entry in forgetting.entries):
             return False
         if forgetting.file_ids & self._unlinking.keys():
@@ -293,8 +302,10 @@ class KvTiers:
                 self._end(self.host, host, is_ok)
                 self._end(self.disk, disk, is_ok)
             case Unlink(file_id=file_id):
-                del self._unlinking[file_id]
-                self.disk.num_failed += not is_ok
+                user_id = self._unlinking.pop(file_id)
+                if not is_ok:
+                    self.disk.num_failed += 1
+                    self.undeleted[file_id] = user_id
         self._collect()
 
     def use(self, found: Found) -> TierUse:
@@ -340,8 +351,11 @@ class KvTiers:
         """Have the files of entries that left the disk tier deleted."""
         self.host.take_freed()
         for entry in self.disk.take_freed():
-            self._unlinking[entry.place] = entry.content.user_id
-            self._moves.append(Unlink(entry.place, is_urgent))
+            self._unlink(entry.place, entry.content.user_id, is_urgent)
+
+    def _unlink(self, file_id: int, user_id: str, is_urgent: bool = False) -> None:
+        self._unlinking[file_id] = user_id
+        self._moves.append(Unlink(file_id, is_urgent))
 
     def _content(self, prefix: PrefixRef) -> Content:
         return Content(

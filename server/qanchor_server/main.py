@@ -178,12 +178,13 @@ class Server:
                 self.core.directory.stored([file.content.user_id for file in found]), self._loop
             ).result()
             kept = [file for file in found if file.content.user_id in stored]
-            left_out = self.core.worker.adopt(kept, time.time())
-            for file_id in left_out + [file.file_id for file in found if file not in kept]:
-                files.unlink(file_id)
+            for file in found:
+                if file.content.user_id not in stored:
+                    files.unlink(file.file_id)
         except OSError as error:
             log.error("kv_disk_dir=%s: %s; the disk tier is off", directory, error)
             return None
+        self.core.worker.adopt(kept, time.time())
         log.info("disk tier: %d users of an earlier run in %s", len(kept), directory)
         return files
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from qanchor.bundle.packing import SuffixQuery
 from qanchor_server.answers import Answer, Counts, WorkerStats
-from qanchor_server.disk_files import FoundFile
+from qanchor_server.disk_files import SUFFIX, FoundFile
 from qanchor_server.engine import SlotT
 from qanchor_server.failures import Fatal, Retryable, Unavailable
 from qanchor_server.kv_flush import flush_to_disk
@@ -141,7 +141,8 @@ class Worker(Generic[SlotT]):
     async def forget(self, user_id: str, version: int) -> None:
         """Drop jobs and keys and values of a user that rest on `version` or older, in all tiers.
 
-        Raises Unavailable when the server ended before a file was deleted.
+        Raises Unavailable when the server ended before a file was deleted; Retryable when a file
+        could not be deleted. The next call for the user tries again.
         """
         done: asyncio.Future[None] = self._loop.create_future()
         self._send(lambda: self._forget(user_id, version, done))
@@ -178,13 +179,13 @@ class Worker(Generic[SlotT]):
         tiers = {Found.DEVICE: device, Found.HOST: host, Found.DISK: disk}
         return WorkerStats(**self._counts.values, tiers=tiers)
 
-    def adopt(self, files: Iterable[FoundFile], unix_s: float) -> list[int]:
-        """Take in files of an earlier run; returns those there is no room for.
+    def adopt(self, files: Iterable[FoundFile], unix_s: float) -> None:
+        """Take in files of an earlier run; those there is no room for are deleted.
 
         `unix_s`: Unix time now. Call from `prepare`.
         """
         now_s = self._clock()
-        return self._tiers.adopt(
+        self._tiers.adopt(
             (file.file_id, file.content, now_s - (unix_s - file.used_unix_s)) for file in files
         )
 
@@ -220,6 +221,7 @@ class Worker(Generic[SlotT]):
             self._runner = StepRunner(parts, self._model)
             self._scheduler.num_lanes = parts.engine.num_lanes
             mover.start(lambda move, is_ok: self._send(lambda: self._move_done(move, is_ok)))
+            self._make(self._tiers.take_moves())
             self._loop.call_soon_threadsafe(on_ready)
             while not (self._is_stopping and not self._scheduler.has_work()):
                 self._turn()
@@ -351,12 +353,16 @@ class Worker(Generic[SlotT]):
         self._answer_leaving()
 
     def _answer_leaving(self) -> None:
-        """Answer those whose user is gone from every tier."""
+        """Answer those whose user is gone from every tier, or cannot be."""
         leaving, self._leaving = self._leaving, []
         for forgetting, done in leaving:
             if self._tiers.settle(forgetting):
                 self._make(self._tiers.take_moves())
-                self._replies.reply(done, None)
+                left = forgetting.file_ids & self._tiers.undeleted.keys()
+                if left:
+                    self._replies.reply_error(done, _undeleted(forgetting.user_id, left))
+                else:
+                    self._replies.reply(done, None)
             elif self._has_ended:
                 self._replies.reply_error(done, Unavailable("the server ended; delete again"))
             else:
@@ -364,3 +370,11 @@ class Worker(Generic[SlotT]):
 
     def _begin_stop(self) -> None:
         self._is_stopping = True
+
+
+def _undeleted(user_id: str, file_ids: set[int]) -> Retryable:
+    names = ", ".join(f"{file_id}{SUFFIX}" for file_id in sorted(file_ids))
+    return Retryable(
+        f"user_id={user_id!r}: no longer stored, but files of its keys and values could not be "
+        f"deleted ({names}); see to the disk of kv_disk_dir, then delete again"
+    )

@@ -5,6 +5,8 @@ lines each), the rest on disk.
 """
 
 import asyncio
+import errno
+import os
 import threading
 from pathlib import Path
 
@@ -208,9 +210,35 @@ async def test_a_deleted_user_is_gone_from_host_memory_and_disk(small):
         await small.client.embed("ada", scenarios=["coffee_fan"])
 
 
-async def test_a_deletion_waits_for_a_write_that_is_under_way(small, monkeypatch):
-    import os
+async def test_a_deletion_fails_while_a_file_cannot_be_deleted(small, start_server, monkeypatch):
+    await encode(small, USERS[:3])
+    unlink = os.unlink
 
+    def refuse(path, **where):
+        if str(path).endswith(".kv"):
+            raise OSError(errno.EROFS, "Read-only file system")
+        unlink(path, **where)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.unlink", refuse)
+        with pytest.raises(ClientError, match=r"\(0\.kv\).*delete again") as caught:
+            await small.client.delete_profile("ada")
+        assert caught.value.code == "UNAVAILABLE"
+        assert not small.engine.arena[:128].any()
+        with pytest.raises(ClientError, match="NOT_FOUND"):
+            await small.client.profile_state("ada")
+        with pytest.raises(ClientError, match="delete again"):
+            await small.client.delete_profile("bob")
+    assert await small.client.delete_profile("ada") is False
+    # What is not deleted again is nobody's at the next start.
+    assert [b'"bob"' in path.read_bytes() for path in files(small)] == [True]
+    small.server.request_stop()
+    await small.server.wait_closed()
+    again = await start_server(**SMALL)
+    assert [b'"cyd"' in path.read_bytes() for path in files(again)] == [True]
+
+
+async def test_a_deletion_waits_for_a_write_that_is_under_way(small, monkeypatch):
     writev, begun, go_on = os.writev, threading.Event(), threading.Event()
 
     def slow(handle, parts):

@@ -43,8 +43,11 @@ def test_what_is_read_is_what_was_written(files):
     assert (read(files, 3, ada) == data_of(ada)).all()
     (found,) = files.scan()
     assert (found.file_id, found.content) == (3, ada)
+    part = files.path(3).with_suffix(".part")
+    part.write_bytes(b"half")
     files.unlink(3)
     files.unlink(3)
+    assert not part.exists()
     assert list(files.scan()) == []
 
 

@@ -221,10 +221,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.world.end_one()
         tiers = (self.tiers.host, self.tiers.disk)
         assert all(entry.pins == 0 for tier in tiers for entry in tier.entries())
-        on_disk = {entry.place: entry.content for entry in self.tiers.disk.entries()}
-        assert self.world.files == {
-            place: (content.user_id, content.digest) for place, content in on_disk.items()
-        }
+        left = dict(self.world.files)
+        for entry in self.tiers.disk.entries():
+            assert left.pop(entry.place) == (entry.content.user_id, entry.content.digest)
+        assert {place: user_id for place, (user_id, _) in left.items()}.items() <= (
+            self.tiers.undeleted.items()
+        )
 
 
 SchedulerMachine.TestCase.settings = settings(

@@ -70,8 +70,8 @@ class World:
                 if is_ok:
                     self._fill(host.place, host.content)
             case Unlink(file_id=file_id):
-                self.files.pop(file_id, None)
-                is_ok = True
+                if is_ok:
+                    self.files.pop(file_id, None)
         self.make(self.scheduler.move_done(move, is_ok))
 
     def run(self, step: Step, is_encoded: bool) -> None:
