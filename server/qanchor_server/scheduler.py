@@ -123,7 +123,7 @@ class Scheduler:
         group.jobs[job.job_id] = _Waiting(job, is_hit=group.is_ready)
         self._groups_by_job[job.job_id] = group
         if job.deadline_s is not None:
-            heapq.heappush(self._deadlines, (job.deadline_s, job.job_id))
+            self._note_deadline(job.deadline_s, job.job_id)
         if group.is_ready:
             self._finish_done(group)
 
@@ -215,6 +215,13 @@ class Scheduler:
             job_ids = [part.job_id for user in step.users for part in user.slices]
         for job_id in job_ids:
             self._drop(job_id, Reason.RETRYABLE, detail)
+
+    def _note_deadline(self, deadline_s: float, job_id: int) -> None:
+        heapq.heappush(self._deadlines, (deadline_s, job_id))
+        # Most are of jobs that have left: each rebuild is paid for by those it takes out.
+        if len(self._deadlines) > 2 * len(self._groups_by_job):
+            self._deadlines = [item for item in self._deadlines if item[1] in self._groups_by_job]
+            heapq.heapify(self._deadlines)
 
     def _group_for(self, job: Job) -> _Group:
         user_id = job.prefix.user_id

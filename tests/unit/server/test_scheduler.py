@@ -160,6 +160,20 @@ def test_an_expired_job_leaves_before_the_device_is_used() -> None:
     assert not bench.scheduler.has_work()
 
 
+def test_deadlines_of_jobs_that_have_left_are_not_kept() -> None:
+    bench = Bench(max_step_tokens=5)
+    bench.warm("a")
+    first, last = bench.submit(prefix("a"), deadline_s=9.0), 0
+    for number in range(3000):
+        last = bench.submit(prefix("a"), deadline_s=86_400.0 - number)
+        bench.run()
+        assert len(bench.scheduler._deadlines) <= 2 * (bench.scheduler.num_jobs + 1)
+    # A deadline that was kept is still met.
+    assert bench.plan(now_s=86_400.0 - 2999) is None
+    assert bench.dropped == [Dropped(last, Reason.EXPIRED)]
+    assert (bench.finished[0].job_id, len(bench.finished)) == (first, 3000)
+
+
 def test_an_encoding_nobody_waits_for_is_given_up() -> None:
     bench = Bench(num_slots=1)
     job = bench.submit(prefix("a"))
