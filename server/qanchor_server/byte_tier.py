@@ -104,6 +104,8 @@ class ByteTier:
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._doomed: list[Entry] = []
         self._freed: list[Entry] = []
+        self.pinned_bytes = 0
+        """Bytes of the budget that no eviction can free now."""
         self.num_hits = 0
         self.num_evicted = 0
         self.num_failed = 0
@@ -115,7 +117,9 @@ class ByteTier:
 
     def of_user(self, user_id: str) -> list[Entry]:
         """All that has a place here and is of the user, doomed entries too."""
-        return [entry for entry in self.entries() if entry.content.user_id == user_id]
+        found = self._entries.get(user_id)
+        doomed = [entry for entry in self._doomed if entry.content.user_id == user_id]
+        return [found, *doomed] if found else doomed
 
     def reserve(self, content: Content, now_s: float) -> Entry | None:
         """A pinned place to fill, the user's other contents dropped; None: no room now."""
@@ -123,7 +127,8 @@ class ByteTier:
         place = self._make_room(content)
         if place is None:
             return None
-        entry = Entry(content, place, now_s, pins=1)
+        entry = Entry(content, place, now_s)
+        self.pin(entry)
         self._entries[content.user_id] = entry
         return entry
 
@@ -143,10 +148,18 @@ class ByteTier:
         if not entry.is_doomed:
             self._entries.move_to_end(entry.content.user_id, last=not is_shadow)
 
+    def pin(self, entry: Entry) -> None:
+        """Keep an entry from eviction until as many unpins."""
+        if not entry.pins:
+            self.pinned_bytes += self._cost(entry)
+        entry.pins += 1
+
     def unpin(self, entry: Entry) -> None:
         """Undo one pin; a doomed entry's place is given back with the last."""
         assert entry.pins > 0
         entry.pins -= 1
+        if not entry.pins:
+            self.pinned_bytes -= self._cost(entry)
         if entry.is_doomed and not entry.pins:
             self._doomed.remove(entry)
             self._free(entry)
@@ -183,20 +196,19 @@ class ByteTier:
         return len(self._entries)
 
     def _make_room(self, content: Content) -> int | None:
-        needed = self.space.cost(content.num_bytes)
-        unpinned = [entry for entry in self._entries.values() if not entry.pins]
-        kept = self.space.used_bytes - sum(self.space.cost(e.content.num_bytes) for e in unpinned)
         # Nobody is evicted for a newcomer that cannot get in anyway.
-        if kept + needed > self.space.num_bytes:
+        if self.pinned_bytes + self.space.cost(content.num_bytes) > self.space.num_bytes:
             return None
-        victims = iter(unpinned)
         while (place := self.space.allocate(content.num_bytes, content.user_id)) is None:
-            victim = next(victims, None)
+            victim = next((entry for entry in self._entries.values() if not entry.pins), None)
             if victim is None:
                 return None
             self.drop(victim.content.user_id)
             self.num_evicted += not victim.is_shadow
         return place
+
+    def _cost(self, entry: Entry) -> int:
+        return self.space.cost(entry.content.num_bytes)
 
     def _free(self, entry: Entry) -> None:
         entry.is_freed = True
@@ -214,6 +226,9 @@ def check_tier(tier: ByteTier) -> tuple[str, ...]:
     total = sum(tier.space.cost(entry.content.num_bytes) for entry in entries)
     if total != tier.space.used_bytes:
         wrong.append(f"used_bytes={tier.space.used_bytes} but entries sum to {total}")
+    pinned = sum(tier.space.cost(entry.content.num_bytes) for entry in entries if entry.pins)
+    if pinned != tier.pinned_bytes:
+        wrong.append(f"pinned_bytes={tier.pinned_bytes} but pinned entries sum to {pinned}")
     if tier.space.used_bytes > tier.space.num_bytes:
         wrong.append(f"used_bytes={tier.space.used_bytes} exceeds {tier.space.num_bytes}")
     wrong += [

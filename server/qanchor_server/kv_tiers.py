@@ -205,11 +205,11 @@ class KvTiers:
             host = self.host.reserve(self._content(prefix), self._now_s)
             if host is None:
                 return Want.NO_ROOM
-            disk.pins += 1
+            self.disk.pin(disk)
             self._moves.append(Read(disk, host))
         assert prefix.user_id not in self._wanted
         self._wanted[prefix.user_id] = host
-        host.pins += 1
+        self.host.pin(host)
         return Want.RESTORE if host.is_filled else Want.READING
 
     def leave(self, user_id: str) -> None:
@@ -332,7 +332,7 @@ class KvTiers:
         disk = self.disk.reserve(content, self._now_s)
         self._collect()
         if disk is not None:
-            host.pins += 1
+            self.host.pin(host)
             self._moves.append(Write(host, disk))
 
     def _note_write(self, is_ok: bool) -> None:
