@@ -16,6 +16,8 @@ class Answer:
     prefix: PrefixRef
     found: Found
     """Where the prefix was."""
+    is_kept: bool
+    """It stays on the device for the time asked for."""
     queue_seconds: float
     prefill_seconds: float
     suffix_seconds: float

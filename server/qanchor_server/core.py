@@ -71,8 +71,8 @@ class Core:
         Raises as `embed`; Overloaded when too much is kept already, the prefix being warm.
         """
         check_pin_seconds(pin_seconds, self.config.max_pin_seconds)
-        answer = await self._on_device(user_id, (), timeout_s)
-        if pin_seconds and not await self.worker.keep(user_id, pin_seconds):
+        answer = await self._on_device(user_id, (), timeout_s, keep_s=pin_seconds)
+        if pin_seconds and not answer.is_kept:
             raise Overloaded(
                 f"pin_seconds={pin_seconds}: what is pinned leaves room for one prefix only; the "
                 "user is warm, not pinned"
@@ -123,12 +123,16 @@ class Core:
         return was_stored
 
     async def _on_device(
-        self, user_id: str, queries: tuple[SuffixQuery, ...], timeout_s: float | None
+        self,
+        user_id: str,
+        queries: tuple[SuffixQuery, ...],
+        timeout_s: float | None,
+        keep_s: float = 0.0,
     ) -> Answer:
         check_user_id(user_id)
         with self.admission.enter(max(1, len(queries))):
             prepared = await self.directory.current(user_id)
-            answer = await self.worker.embed(prepared, queries, timeout_s=timeout_s)
+            answer = await self.worker.embed(prepared, queries, timeout_s=timeout_s, keep_s=keep_s)
         if self.metrics is not None:
             self.metrics.note(answer)
         return answer

@@ -155,8 +155,7 @@ class KvPool:
     def advance(self, now_s: float) -> None:
         """Set the time; end what was to be kept until now, let go of users past the ttl."""
         self._now_s = now_s
-        if self._keeps:
-            self._keeps = {user: until for user, until in self._keeps.items() if until > now_s}
+        self._end_keeps(now_s)
         if not self._ttl_s:
             return
         # Least recently used first, so the first that is young enough ends the search.
@@ -165,17 +164,18 @@ class KvPool:
             if not self._is_pinned(user_id, entry):
                 self.evict(user_id)
 
-    def keep(self, user_id: str, until_s: float) -> bool:
-        """Keep a held user from eviction until then; False when too much is kept already.
+    def keep(self, user_id: str, seconds: float, now_s: float) -> bool:
+        """Keep a held user from eviction for so long; False when too much is kept already.
 
         What is not kept must always have room for one slot of the largest class.
         """
         if user_id not in self._entries:
             return False
+        self._end_keeps(now_s)
         kept = self._keeps.keys() | {user_id}
         if not self._leaves_room(kept):
             return False
-        self._keeps[user_id] = max(until_s, self._keeps.get(user_id, until_s))
+        self._keeps[user_id] = max(now_s + seconds, self._keeps.get(user_id, 0.0))
         return True
 
     def find(self, user_id: str) -> PrefixRef | None:
@@ -358,6 +358,10 @@ class KvPool:
                 return Deferred()
             evict = (*evict, entry.prefix.user_id)
             spare = [entry.slot_id]
+
+    def _end_keeps(self, now_s: float) -> None:
+        if self._keeps:
+            self._keeps = {user: until for user, until in self._keeps.items() if until > now_s}
 
     def _is_pinned(self, user_id: str, entry: _Entry) -> bool:
         return entry.pins > 0 or user_id in self._keeps

@@ -55,6 +55,7 @@ class Replies:
             vectors_QZ=rows.vectors_QZ,
             prefix=finished.prefix,
             found=finished.found,
+            is_kept=finished.is_kept,
             queue_seconds=max(0.0, now_s - finished.arrival_s - device_s),
             prefill_seconds=finished.prefill_seconds,
             suffix_seconds=finished.suffix_seconds,

@@ -103,6 +103,7 @@ class Scheduler:
         self._finished: list[Finished] = []
         self._suffix_run = 0
         self._restore_run = 0
+        self._now_s = float("-inf")
 
     @property
     def num_jobs(self) -> int:
@@ -153,6 +154,7 @@ class Scheduler:
 
     def plan(self, now_s: float) -> Plan:
         """Drop what expired and choose the next step."""
+        self._now_s = now_s
         while self._deadlines and self._deadlines[0][0] <= now_s:
             _, job_id = heapq.heappop(self._deadlines)
             if job_id in self._groups_by_job:
@@ -180,6 +182,7 @@ class Scheduler:
 
         Jobs that are finished come out of the next `plan`.
         """
+        self._now_s += seconds
         self._restore_run = self._restore_run + 1 if isinstance(step, RestoreStep) else 0
         if isinstance(step, PrefillStep):
             self._suffix_run = 0
@@ -359,12 +362,24 @@ class Scheduler:
                     job_id=waiting.job.job_id,
                     prefix=group.prefix,
                     found=Found.DEVICE if waiting.is_hit else group.found,
+                    is_kept=self._keep(waiting.job),
                     arrival_s=waiting.job.arrival_s,
                     prefill_seconds=waiting.prefill_seconds,
                     suffix_seconds=waiting.suffix_seconds,
                 )
             )
             self._remove(waiting.job.job_id)
+
+    def _keep(self, job: Job) -> bool:
+        """Keep a finished job's prefix on the device as long as it wishes.
+
+        Now: the next step's reservation may evict it.
+        """
+        if not job.keep_s:
+            return False
+        # While nothing is planned the time stands still.
+        now_s = max(self._now_s, job.arrival_s)
+        return self._pool.keep(job.prefix.user_id, job.keep_s, now_s)
 
     def _drop(self, job_id: int, reason: Reason, detail: str = "") -> None:
         self._dropped.append(Dropped(job_id, reason, detail))

@@ -27,6 +27,8 @@ class Job:
     """Suffix tokens per query; each at most max_step_tokens."""
     arrival_s: float
     deadline_s: float | None = None
+    keep_s: float = 0.0
+    """How long the prefix is to stay on the device from when the job is finished; 0: no wish."""
     source: object = None
     """What the worker encodes the prefix from; handed back in PrefillStep."""
 
@@ -96,6 +98,8 @@ class Finished:
     prefix: PrefixRef
     found: Found
     """Where its prefix was; what the job had to wait for."""
+    is_kept: bool
+    """Its wish to keep the prefix was granted; False also without a wish."""
     arrival_s: float
     prefill_seconds: float
     suffix_seconds: float

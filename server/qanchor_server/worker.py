@@ -111,8 +111,12 @@ class Worker(Generic[SlotT]):
         queries: tuple[SuffixQuery, ...],
         *,
         timeout_s: float | None,
+        keep_s: float = 0.0,
     ) -> Answer:
         """Embed a user under queries; no queries: only encode the prefix.
+
+        `keep_s`: seconds for which the prefix is to stay on the device after that; the answer's
+        `is_kept` is False when too much is kept already.
 
         A caller that is cancelled takes the job out of the queue. Raises UnknownUser (deleted
         meanwhile), Expired, Unserviceable, Retryable, Unavailable, Fatal.
@@ -126,6 +130,7 @@ class Worker(Generic[SlotT]):
             query_lens=tuple(query.suffix_len for query in queries),
             arrival_s=now_s,
             deadline_s=None if timeout_s is None else now_s + timeout_s,
+            keep_s=keep_s,
             source=prepared,
         )
         vectors_QZ = np.empty((len(queries), self._model.embedding_dim), dtype=np.float32)
@@ -153,16 +158,6 @@ class Worker(Generic[SlotT]):
         found: asyncio.Future[Found | None] = self._loop.create_future()
         self._send(lambda: self._replies.reply(found, self._locate(prefix)))
         return await found
-
-    async def keep(self, user_id: str, seconds: float) -> bool:
-        """Keep a held user on the device; False when it is not there or too much is kept."""
-        kept: asyncio.Future[bool] = self._loop.create_future()
-
-        def command() -> None:
-            self._replies.reply(kept, self._pool.keep(user_id, self._clock() + seconds))
-
-        self._send(command)
-        return await kept
 
     @property
     def stats(self) -> WorkerStats:

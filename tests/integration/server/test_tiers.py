@@ -275,6 +275,19 @@ async def test_a_pinned_user_stays_on_the_device(start_server, profile):
     assert caught.value.field_violations[0].field == "pin_seconds"
 
 
+async def test_a_user_is_pinned_before_those_behind_it_can_evict_it(start_server, profile):
+    running = await start_server(**{**SMALL, "kv_pool_bytes": 224})
+    await put_all(running, profile)
+    running.engine.gate.clear()
+    async with asyncio.TaskGroup() as tasks:
+        for number, user in enumerate(reversed(USERS)):
+            pin_seconds = 60 if user == "eve" else 0
+            tasks.create_task(running.client.warm_profile(user, pin_seconds=pin_seconds))
+            await until(lambda n=number: running.server.core.admission.num_queued > n)
+        running.engine.gate.set()
+    assert await embed(running, "eve") is CacheState.DEVICE
+
+
 async def test_what_is_not_used_for_the_time_to_live_is_dropped_while_the_server_idles(
     start_server, profile
 ):

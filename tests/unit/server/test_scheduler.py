@@ -35,6 +35,7 @@ class Bench:
         query_lens: tuple[int, ...] = (5,),
         arrival_s: float = 0.0,
         deadline_s: float | None = None,
+        keep_s: float = 0.0,
     ) -> int:
         self.next_id += 1
         job = Job(
@@ -43,6 +44,7 @@ class Bench:
             query_lens=query_lens,
             arrival_s=arrival_s,
             deadline_s=deadline_s,
+            keep_s=keep_s,
             source=ref,
         )
         self.scheduler.submit(job)
@@ -196,6 +198,40 @@ def test_a_user_with_waiting_queries_is_not_evicted_for_another() -> None:
     bench.drain()
     kinds = [type(step) for step in bench.steps]
     assert kinds == [SuffixStep] * 3 + [PrefillStep, SuffixStep]
+
+
+def test_a_prefix_is_kept_from_the_step_on_that_finishes_its_job() -> None:
+    bench = Bench(num_slots=2)
+    bench.submit(prefix("a"), (), keep_s=60.0)
+    for user in "bcd":
+        bench.submit(prefix(user), ())
+    bench.drain()
+    assert [finished.is_kept for finished in bench.finished] == [True, False, False, False]
+    assert bench.pool.find("a") == prefix("a")
+    bench.submit(prefix("d"), (), keep_s=1.0)
+    bench.drain()
+    # One slot of the largest class stays open to all.
+    assert not bench.finished[-1].is_kept
+    bench.run(now_s=61.5)
+    bench.submit(prefix("b"), ())
+    bench.submit(prefix("c"), ())
+    bench.drain()
+    assert bench.pool.find("a") is None
+
+
+def test_after_a_rest_a_held_prefix_is_kept_from_its_requests_arrival() -> None:
+    bench = Bench(num_slots=2)
+    bench.submit(prefix("a"), (), keep_s=60.0)
+    bench.submit(prefix("b"), ())
+    bench.drain()
+    # Nothing is planned for an hour; what was kept before is no longer.
+    bench.submit(prefix("b"), (), arrival_s=3600.0, keep_s=60.0)
+    bench.run(now_s=3601.0)
+    assert bench.finished[-1].is_kept
+    for user in "cd":
+        bench.submit(prefix(user), (), arrival_s=3650.0)
+        bench.run(now_s=3650.0)
+    assert [bench.pool.find(user) is None for user in "abcd"] == [True, False, True, False]
 
 
 def test_a_changed_profile_is_encoded_anew_and_the_old_request_keeps_its_prefix() -> None:

@@ -118,7 +118,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(user=st.sampled_from(USERS), seconds=st.integers(1, 10))
     def keep(self, user: str, seconds: int) -> None:
-        if self.pool.keep(user, self.now_s + seconds):
+        if self.pool.keep(user, seconds, self.now_s):
             self.kept[user] = max(self.now_s + seconds, self.kept.get(user, 0.0))
 
     @precondition(lambda self: self.world.pending)
