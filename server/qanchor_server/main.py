@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from qanchor.bundle.reader import Bundle, open_bundle
@@ -91,7 +92,7 @@ class Server:
         )
         names = add_services(self._grpc, self.core)
         self._health = Health(names)
-        await self._health.add_to(self._grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         reflection.enable_server_reflection(
             (*names, "grpc.health.v1.Health", reflection.SERVICE_NAME), self._grpc
         )
@@ -195,7 +196,7 @@ class Server:
         if self._stop.is_set():
             return
         self.core.admission.open()
-        await self._health.set_serving(True)
+        await self._health.set_serving()
         self._ready.set()
 
     def _on_fatal(self, error: Exception) -> None:

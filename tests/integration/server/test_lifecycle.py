@@ -17,6 +17,7 @@ from qanchor_server.profiles.store import StoreError
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 async def _health(channel: grpc.aio.Channel, service: str = "") -> int:
@@ -130,6 +131,35 @@ async def test_a_watcher_of_health_sees_the_failure(running, profile):
         await running.client.warm_profile("ada")
     assert (await watch.read()).status == NOT_SERVING
     watch.cancel()
+
+
+async def test_watchers_of_health_hear_of_the_drain_and_do_not_hold_it_up(running, profile):
+    await running.client.put_profile(profile())
+    stub = health_pb2_grpc.HealthStub(running.channel)
+    names = {"": SERVING, "qanchor.v1.EmbeddingService": SERVING, "other": SERVICE_UNKNOWN}
+    watches = [stub.Watch(health_pb2.HealthCheckRequest(service=name)) for name in names]
+    assert [(await watch.read()).status for watch in watches] == list(names.values())
+    running.engine.gate.clear()
+    waiting = asyncio.create_task(running.client.embed("ada", scenarios=["coffee_fan"]))
+    async with asyncio.timeout(5):
+        while running.server.core.admission.num_queued < 1:
+            await asyncio.sleep(0.002)
+    running.server.request_stop()
+    assert [(await watch.read()).status for watch in watches[:2]] == [NOT_SERVING] * 2
+    assert [await watch.read() for watch in watches] == [grpc.aio.EOF] * 3
+    assert [await watch.code() for watch in watches] == [grpc.StatusCode.OK] * 3
+    assert not waiting.done()
+    running.engine.gate.set()
+    await waiting
+    # Much sooner than the grace of five seconds.
+    async with asyncio.timeout(2):
+        assert await running.server.wait_closed() == 0
+
+
+async def test_a_service_that_is_not_there_has_no_health(running):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await _health(running.channel, "other")
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 async def test_settings_that_cannot_serve_the_model_are_refused():
