@@ -9,9 +9,10 @@
     topics.toml                  words and topics for UserU triples (qanchor.data.topics)  optional
 
 `day` is an integer in the data set's own calendar. A user's as-of moment is the start of the
-as-of day, so that an event on day 74 of a user with as-of day 75 is one day old. `user_id` may
-be an integer or a string on disk, the same in all files, and is always a `str` here.
-`qanchor data validate` checks a directory in full; reading checks only what it relies on.
+as-of day, so that an event on day 74 of a user with as-of day 75 is one day old. `value` lies
+between -1e15 and 1e15 or is null. `user_id` may be an integer or a string on disk, the same in all
+files, and is always a `str` here. `qanchor data validate` checks a directory in full; reading
+checks only what it relies on.
 """
 
 import datetime

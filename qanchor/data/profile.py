@@ -8,6 +8,9 @@ from qanchor.errors import InvalidInput
 
 DAY_SECONDS = 86_400
 MAX_TEXT_CHARS = 2_000
+MAX_VALUE = 1e15
+"""Values lie between -MAX_VALUE and MAX_VALUE: their sums stay finite."""
+VALUE_RULE = f"must lie between {-MAX_VALUE:g} and {MAX_VALUE:g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,9 @@ def validate_event(event: Event, schema: ProfileSchema, as_of_s: int, where: str
         raise InvalidInput(
             f"{where}.text", event.text, f"at most {MAX_TEXT_CHARS} characters", "shorten it"
         )
+    # Written so that NaN is refused, too.
+    if event.value is not None and not abs(event.value) <= MAX_VALUE:
+        raise InvalidInput(f"{where}.value", event.value, VALUE_RULE, "leave it unset if unknown")
     if event.time_s > as_of_s:
         raise InvalidInput(
             f"{where}.time",

@@ -4,13 +4,14 @@ The same function feeds training and serving, so that both see identical texts. 
 tokenizers or tensors.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TypeVar
 
 from qanchor.config import ModalitySpec, ProfileSchema
 from qanchor.data.measures import Measures, attribute_measures, event_measures
-from qanchor.data.profile import DAY_SECONDS, Event, Profile
+from qanchor.data.profile import DAY_SECONDS, MAX_VALUE, Event, Profile
 
 T = TypeVar("T")
 
@@ -44,12 +45,16 @@ class RenderedProfile:
 
 
 def render_profile(profile: Profile, schema: ProfileSchema) -> RenderedProfile:
-    """Keep each modality's newest events inside the window and put them into words."""
+    """Keep each modality's newest events inside the window and put them into words.
+
+    Never fails for a stored profile: events of modalities that the schema lacks are left out, and
+    values beyond MAX_VALUE count as that.
+    """
     by_modality: dict[str, list[Event]] = {spec.name: [] for spec in schema.modalities}
     oldest_s = profile.as_of_s - schema.window_days * DAY_SECONDS
     for event in profile.events:
-        if oldest_s <= event.time_s <= profile.as_of_s:
-            by_modality[event.modality].append(event)
+        if event.modality in by_modality and oldest_s <= event.time_s <= profile.as_of_s:
+            by_modality[event.modality].append(_bounded(event))
     rendered = []
     for spec in schema.modalities:
         if spec.kind == "attributes":
@@ -72,6 +77,12 @@ def coarse_count(count: float) -> str:
     if count <= _COUNT_LADDER[0]:
         return f"{count:g}" if count == int(count) else f"{count:.1f}"
     return f"{max(step for step in _COUNT_LADDER if step <= count)}+"
+
+
+def _bounded(event: Event) -> Event:
+    if event.value is None or abs(event.value) <= MAX_VALUE:
+        return event
+    return replace(event, value=math.copysign(MAX_VALUE, event.value))
 
 
 def _modality(events: list[Event], spec: ModalitySpec, as_of_s: int) -> list[Told]:

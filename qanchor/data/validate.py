@@ -17,7 +17,7 @@ from qanchor.data import dataset
 from qanchor.data.dataset import SPLITS, DatasetConfig
 from qanchor.data.event_stream import EVENT_COLUMNS, id_order, places_of
 from qanchor.data.findings import COUNT_DAYS, Findings, Report, Rows, is_number, open_table
-from qanchor.data.profile import MAX_TEXT_CHARS
+from qanchor.data.profile import MAX_TEXT_CHARS, MAX_VALUE, VALUE_RULE
 from qanchor.data.topics import TOPICS_FILE, load_topics
 from qanchor.errors import ConfigError, DataError
 
@@ -108,7 +108,7 @@ def _check_users(path: Path, config: DatasetConfig, findings: Findings) -> _User
     asof_day = _check_days(rows, "asof_day")
     for name in config.attributes:
         if is_number(table[name].type):
-            _check_finite(rows, name)
+            _check_size(rows, name)
     id_type = table["user_id"].type
     ids = table["user_id"].combine_chunks().cast(id_order(id_type))
     seen_before = pc.not_equal(pc.index_in(ids, ids), pa.array(range(len(ids)), pa.int32()))
@@ -224,13 +224,13 @@ def _check_words(rows: Rows, config: DatasetConfig) -> None:
     event_type = table["event_type"].combine_chunks().cast(pa.string())
     is_empty = pc.and_(pc.equal(length, 0), pc.equal(pc.utf8_length(event_type), 0))
     rows.flag("text", is_empty, "text or event_type is required", "describe the event")
-    _check_finite(rows, "value")
+    _check_size(rows, "value")
 
 
-def _check_finite(rows: Rows, column: str) -> None:
-    numbers = rows.table[column].combine_chunks().cast(pa.float32(), safe=False)
-    rule = "must be finite, also in 32 bits"
-    rows.flag(column, pc.is_inf(numbers), rule, "leave it null if unknown")
+def _check_size(rows: Rows, column: str) -> None:
+    numbers = rows.table[column].combine_chunks().cast(pa.float64(), safe=False)
+    is_huge = pc.greater(pc.abs(numbers), MAX_VALUE)
+    rows.flag(column, is_huge, VALUE_RULE, "leave it null if unknown")
 
 
 def _check_order(rows: Rows, last_row: pa.Table | None) -> None:

@@ -207,8 +207,6 @@ def _check_event(event: Event, where: str, limit_s: int) -> None:
             f"{where}.event_type", event.event_type, f"at most {MAX_TEXT_CHARS} characters",
             "shorten it",
         )  # fmt: skip
-    if event.value is not None and not math.isfinite(event.value):
-        raise InvalidInput(f"{where}.value", event.value, "must be finite", "leave it unset")
 
 
 def _parse_attributes(

@@ -58,6 +58,7 @@ PUT_CASES = {
     "unknown modality": ({"events": [event(modality="bye")]}, "events[0].modality"),
     "attribute modality": ({"events": [event(modality="about")]}, "events[0].modality"),
     "value not finite": ({"events": [event(value=NAN)]}, "events[0].value"),
+    "value too large": ({"events": [event(value=-1e15), event(value=1.1e15)]}, "events[1].value"),
     "too many events": ({"events": [event()] * 7}, "events"),
     "unnamed attribute": (
         {"attributes": [profile_pb2.Attribute(value={"bool_value": True})]},

@@ -8,7 +8,7 @@ import pytest
 from qanchor.config import ModalitySpec, ProfileSchema
 from qanchor.data.measures import FIXED, NUM_MEASURES, attribute_measures, event_measures
 from qanchor.data.prefix import content_digest, with_measures
-from qanchor.data.profile import DAY_SECONDS, Event, Profile
+from qanchor.data.profile import DAY_SECONDS, MAX_VALUE, Event, Profile
 from qanchor.data.render import RenderedProfile, render_profile
 
 AS_OF_S = 100 * DAY_SECONDS
@@ -76,6 +76,23 @@ def test_rows_stand_beside_their_texts_and_weeks_are_counted_from_yesterday() ->
     assert rendered.texts == (("all 4", "1", "0"),)
     num_events = [math.expm1(4 * row[FIXED.index("num_events")]) for row in rendered.measures[0]]
     assert num_events == pytest.approx([4, 1, 3])
+
+
+def test_values_stored_before_there_was_a_bound_count_as_the_bound() -> None:
+    """Sums of finite values can be infinite, and an infinite one cannot be put into words."""
+    spec = ModalitySpec(
+        name="visit", max_events=5, max_event_tokens=9, group_by="week", template="{items}",
+        measured_types=("home",), summary_template="{total_value} {mean_value}",
+    )  # fmt: skip
+    schema = ProfileSchema(modalities=(spec,), has_measures=True)
+
+    def rendered(value: float) -> RenderedProfile:
+        events = (visit(1, "home", value),) * 20
+        return render_profile(Profile(user_id="u", as_of_s=AS_OF_S, events=events), schema)
+
+    assert rendered(-1e308) == rendered(-MAX_VALUE) != rendered(-MAX_VALUE / 2)
+    assert rendered(-1e308).texts == (("-2e+16 -1e+15", "home 20x -2e+16"),)
+    assert np.isfinite(rendered(1e308).flat_measures()).all()
 
 
 def test_measures_stand_behind_the_event_vectors_and_belong_to_the_identity() -> None:

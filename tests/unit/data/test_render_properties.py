@@ -107,6 +107,13 @@ def test_a_day_is_told_by_type_with_its_totals() -> None:
     assert text == "2 days ago: a 1x 30+, b 2x 5"
 
 
+def test_events_of_modalities_that_the_schema_lacks_are_left_out() -> None:
+    """A store outlives the bundle it was filled under."""
+    known = Event(time_s=AS_OF_S, modality="bill", event_type="a", text="a")
+    gone = Event(time_s=AS_OF_S, modality="gone", event_type="a", text="a")
+    assert render_profile(_profile([gone, known]), SCHEMA).num_events == (1, 0, 2)
+
+
 def test_attributes_are_told_in_their_order_and_cut() -> None:
     assert render_profile(_profile([]), SCHEMA).texts[2] == ("age band: 18-24", "score: 3.5")
 
