@@ -4,6 +4,7 @@ Runs on the event loop; never calls the engine. The meaning of every call stands
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -27,6 +28,8 @@ from qanchor.v1 import (
 from qanchor_server import wire
 from qanchor_server.core import Core
 from qanchor_server.status import abort, to_status
+
+log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -88,10 +91,16 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         try:
             await self._embed(item, response, timeout_s)
         except QAnchorError as error:
-            return embedding_pb2.StreamEmbedResponse(
-                request_id=item.request_id, status=to_status(error)
-            )
-        return response
+            failure = error
+        # One item's failure, whatever it is, must not end the stream of all others.
+        except Exception as error:
+            log.exception("item %r of a stream failed", item.request_id)
+            failure = QAnchorError(f"unexpected {type(error).__name__}; see the server's log")
+        else:
+            return response
+        return embedding_pb2.StreamEmbedResponse(
+            request_id=item.request_id, status=to_status(failure)
+        )
 
     async def _embed(
         self,

@@ -24,6 +24,8 @@ _ENCODINGS = {
     embedding_pb2.VECTOR_ENCODING_FLOAT_LIST: "FLOAT_LIST",
 }
 
+_YEAR_1_S, _YEAR_9999_S = -62_135_596_800, 253_402_300_799
+"""First and last second of a google.protobuf.Timestamp."""
 
 _CACHE_STATES = {
     Found.DEVICE: embedding_pb2.CACHE_STATE_DEVICE,
@@ -170,7 +172,16 @@ def _as_of(as_of: Timestamp, limit_s: int) -> int:
         raise InvalidInput(
             "as_of", as_of.seconds, "lies in the future of the server's clock", "correct it"
         )
-    return as_of.seconds
+    return _seconds(as_of, "as_of")
+
+
+def _seconds(time: Timestamp, where: str) -> int:
+    """Unix seconds, within what a Timestamp may say."""
+    if not _YEAR_1_S <= time.seconds <= _YEAR_9999_S:
+        raise InvalidInput(
+            where, time.seconds, "must lie in the years 1 to 9999", "send Unix seconds"
+        )
+    return time.seconds
 
 
 def _parse_events(
@@ -182,7 +193,7 @@ def _parse_events(
         if not message.HasField("event_time"):
             raise InvalidInput(f"{where}.event_time", None, "is required", "set Unix seconds")
         event = Event(
-            time_s=message.event_time.seconds,
+            time_s=_seconds(message.event_time, f"{where}.event_time"),
             modality=message.modality,
             event_type=message.event_type,
             text=message.text,

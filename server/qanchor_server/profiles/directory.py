@@ -71,8 +71,12 @@ class ProfileDirectory:
         """Store a profile durably. Raises InvalidInput."""
 
         def work() -> PreparedPrefix:
-            version = self._opened().put(profile)
-            return self._keep(prepare(profile, version, self._manifest))
+            store = self._opened()
+            with store.transaction():
+                version = store.put(profile)
+                # Inside, here and below: what cannot be prepared must not be stored.
+                prepared = prepare(profile, version, self._manifest)
+            return self._keep(prepared)
 
         return await self._change(profile.user_id, work)
 
@@ -83,9 +87,11 @@ class ProfileDirectory:
         """
 
         def work() -> tuple[PreparedPrefix, bool]:
-            _, is_duplicate = self._opened().append(append)
-            self._discard(append.user_id)
-            return self._load(append.user_id), is_duplicate
+            store = self._opened()
+            with store.transaction():
+                _, is_duplicate = store.append(append)
+                prepared = self._read(append.user_id)
+            return self._keep(prepared), is_duplicate
 
         return await self._change(append.user_id, work)
 
@@ -127,8 +133,11 @@ class ProfileDirectory:
             prepared = self._prepared.get(user_id)
         if prepared is not None:
             return prepared
+        return self._keep(self._read(user_id))
+
+    def _read(self, user_id: str) -> PreparedPrefix:
         stored = self._opened().get(user_id)
-        return self._keep(prepare(stored.profile, stored.version, self._manifest))
+        return prepare(stored.profile, stored.version, self._manifest)
 
     def _keep(self, prepared: PreparedPrefix) -> PreparedPrefix:
         with self._lock:

@@ -74,6 +74,7 @@ class ProfileStore:
         """
         self._window_s = window_s
         self._max_events = max_events
+        self._is_changing = False
         data_dir.mkdir(parents=True, exist_ok=True)
         path = data_dir / STORE_FILE
         try:
@@ -96,7 +97,7 @@ class ProfileStore:
         Raises InvalidInput when it has too many events.
         """
         self._check_num_events(len(profile.events))
-        with self._transaction():
+        with self.transaction():
             version = self._next_version()
             self._remove(profile.user_id)
             self._db.execute(
@@ -118,7 +119,7 @@ class ProfileStore:
         the profile would hold too many events.
         """
         user_id = append.user_id
-        with self._transaction():
+        with self.transaction():
             row = self._row(user_id)
             if row is None:
                 raise UnknownUser(user_id)
@@ -178,7 +179,7 @@ class ProfileStore:
 
         The log is emptied too: no byte of the profile stays in the store's files.
         """
-        with self._transaction():
+        with self.transaction():
             was_stored = self._row(user_id) is not None
             self._remove(user_id)
             version = self._next_version()
@@ -186,12 +187,13 @@ class ProfileStore:
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return version, was_stored
 
-    def close(self) -> None:
-        """Close the file; the store must not be used again."""
-        self._db.close()
-
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def transaction(self) -> Iterator[None]:
+        """Changes made inside are stored together at its end; none is when it raises."""
+        if self._is_changing:
+            yield
+            return
+        self._is_changing = True
         try:
             self._db.execute("BEGIN IMMEDIATE")
             yield
@@ -202,6 +204,12 @@ class ProfileStore:
             if isinstance(error, sqlite3.Error):
                 raise StoreError(f"{STORE_FILE}: {error}; nothing was stored") from error
             raise
+        finally:
+            self._is_changing = False
+
+    def close(self) -> None:
+        """Close the file; the store must not be used again."""
+        self._db.close()
 
     def _row(self, user_id: str) -> tuple[int, int] | None:
         row: tuple[int, int] | None = self._db.execute(

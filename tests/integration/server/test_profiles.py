@@ -5,6 +5,7 @@ import pytest
 
 from qanchor.client import CacheState, ClientError
 from qanchor.data.profile import Event, Profile
+from qanchor_server import prefix_source
 
 NOW_S = 1_000 * 86_400
 
@@ -46,6 +47,29 @@ async def test_an_append_id_is_stored_once(running, profile):
     assert (first.is_duplicate, second.is_duplicate) == (False, True)
     assert second.prefix_version == first.prefix_version
     assert (await running.client.profile_state("ada")).num_prefix_events == 2
+
+
+async def test_what_cannot_be_prepared_is_not_stored(start_server, profile, monkeypatch):
+    first = await start_server()
+    before = await first.client.put_profile(profile())
+    with monkeypatch.context() as broken:
+        broken.setattr(prefix_source, "content_digest", _fail)
+        with pytest.raises(ClientError, match="cannot be rendered"):
+            await first.client.put_profile(profile(days_ago=1))
+        with pytest.raises(ClientError, match="cannot be rendered"):
+            await first.client.append_events("ada", profile(days_ago=2).events, append_id="k")
+    state = await first.client.profile_state("ada")
+    assert (state.digest, state.prefix_version) == (before.digest, before.prefix_version)
+    first.server.request_stop()
+    assert await first.server.wait_closed() == 0
+    second = await start_server()
+    assert (await second.client.profile_state("ada")).digest == before.digest
+    again = await second.client.append_events("ada", profile(days_ago=2).events, append_id="k")
+    assert not again.is_duplicate
+
+
+def _fail(*_: object) -> str:
+    raise OverflowError("cannot be rendered")
 
 
 async def test_attributes_keep_their_order_and_kind(running):

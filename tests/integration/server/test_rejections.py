@@ -46,6 +46,11 @@ PUT_CASES = {
     "text too long": ({"events": [event(text="x" * 2001)]}, "events[0].text"),
     "type too long": ({"events": [event(event_type="x" * 2001)]}, "events[0].event_type"),
     "no time": ({"events": [event(event_time=None)]}, "events[0].event_time"),
+    "before year 1": (
+        {"events": [event(event_time=Timestamp(seconds=-62_135_596_801))]},
+        "events[0].event_time",
+    ),
+    "as_of before year 1": ({"as_of": Timestamp(seconds=-(2**63))}, "as_of"),
     "after as_of": (
         {"events": [event(), event()], "as_of": Timestamp(seconds=NOW_S - 1)},
         "events[0].event_time",

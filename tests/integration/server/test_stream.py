@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from qanchor.client import ClientError, EmbedRequestItem
+from qanchor_server.core import Core
 
 
 def item(request_id: str, user_id: str = "ada", scenario: str = "coffee_fan") -> EmbedRequestItem:
@@ -34,6 +35,26 @@ async def test_bad_items_get_their_own_status_and_the_stream_lives_on(running, p
     assert found["no scenario"].error.field_violations[0].field == "queries[0].scenario"
     with pytest.raises(ClientError):
         found["no user"].unwrap()
+
+
+async def test_an_unexpected_failure_ends_its_item_alone(running, profile, monkeypatch, caplog):
+    await running.client.put_profile(profile())
+    await running.client.put_profile(profile("broken"))
+    embed = Core.embed
+
+    async def fail(core, user_id, *rest):
+        if user_id == "broken":
+            raise OverflowError("cannot convert")
+        return await embed(core, user_id, *rest)
+
+    monkeypatch.setattr(Core, "embed", fail)
+    items = [item("1"), item("2", "broken"), item("3")]
+    found = {reply.request_id: reply async for reply in running.client.stream_embed(items)}
+    assert found["2"].error.code == "INTERNAL"
+    assert "OverflowError" in found["2"].error.message
+    assert "cannot convert" in caplog.text
+    for name in ("1", "3"):
+        assert found[name].unwrap().vectors.tolist() == [[540, 13, 4, 0]]
 
 
 async def test_a_quick_item_overtakes_a_slow_one(start_server, profile):
