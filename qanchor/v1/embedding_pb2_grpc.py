@@ -62,7 +62,7 @@ class EmbeddingServiceServicer:
         server accepts (raised by gRPC itself).
         UNAVAILABLE: the server is starting, draining, or rolled the step back; retry.
         DEADLINE_EXCEEDED, CANCELLED: the caller gave up before the device was used.
-        INTERNAL: the device failed; the server is shutting down.
+        INTERNAL: the device failed and the server is shutting down, or the profile store failed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -111,7 +111,7 @@ class Core:
         """Delete a user everywhere; True when a profile was stored.
 
         Goes on when the caller leaves: keys and values never outlive the stored profile. Raises
-        InvalidInput, Unavailable; Retryable when a file could not be deleted.
+        InvalidInput, Unavailable, StoreError; Retryable when a file could not be deleted.
         """
         self.admission.check_open()
         check_user_id(user_id)
@@ -119,7 +119,11 @@ class Core:
 
     async def _delete(self, user_id: str) -> bool:
         version, was_stored = await self.directory.delete(user_id)
-        await self.worker.forget(user_id, version)
+        try:
+            await self.directory.empty_log()
+        finally:
+            # The user is gone from the store: whatever failed, nothing of it may be served.
+            await self.worker.forget(user_id, version)
         return was_stored
 
     async def _on_device(

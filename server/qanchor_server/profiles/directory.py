@@ -105,6 +105,10 @@ class ProfileDirectory:
 
         return await self._change(user_id, work)
 
+    async def empty_log(self) -> None:
+        """Leave no byte of deleted profiles in the store's files. Raises StoreError."""
+        await self._run(lambda: self._opened().empty_log())
+
     async def _change(self, user_id: str, work: Callable[[], T]) -> T:
         # Who asks after this change is acknowledged must not join a read begun before it. The
         # change also goes on when its caller leaves: half of it would be a lie to the next one.

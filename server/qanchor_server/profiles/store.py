@@ -44,6 +44,15 @@ class StoreError(QAnchorError):
     """The store's file cannot be used."""
 
 
+@contextmanager
+def _store_errors(outcome: str) -> Iterator[None]:
+    """What SQLite raises becomes a StoreError; `outcome`: what is the case then."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreError(f"{STORE_FILE}: {error}; {outcome}") from error
+
+
 @dataclass(frozen=True, slots=True)
 class StoredProfile:
     """A profile and its version."""
@@ -65,7 +74,10 @@ class Append:
 
 
 class ProfileStore:
-    """Profiles by user id in one SQLite file. Every change is on disk when its method returns."""
+    """Profiles by user id in one SQLite file. Every change is on disk when its method returns.
+
+    Each method raises StoreError when the file cannot be read or written.
+    """
 
     def __init__(self, data_dir: Path, *, window_s: int, max_events: int) -> None:
         """Open or create the store. Raises StoreError when another process uses it.
@@ -146,6 +158,7 @@ class ProfileStore:
                 self._remember(user_id, append.append_id, version)
         return version, False
 
+    @_store_errors("nothing was read")
     def get(self, user_id: str) -> StoredProfile:
         """The stored profile. Raises UnknownUser."""
         row = self._db.execute(
@@ -170,6 +183,7 @@ class ProfileStore:
         )
         return StoredProfile(profile, version)
 
+    @_store_errors("nothing was read")
     def stored(self, user_ids: Sequence[str]) -> set[str]:
         """Those of the users who have a profile."""
         return {user_id for user_id in user_ids if self._row(user_id) is not None}
@@ -177,15 +191,18 @@ class ProfileStore:
     def delete(self, user_id: str) -> tuple[int, bool]:
         """Delete a user; returns a version above all the user ever had, and whether one was stored.
 
-        The log is emptied too: no byte of the profile stays in the store's files.
+        `empty_log` then leaves no byte of the profile in the store's files.
         """
         with self.transaction():
             was_stored = self._row(user_id) is not None
             self._remove(user_id)
             version = self._next_version()
-        if was_stored:
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return version, was_stored
+
+    @_store_errors("bytes of deleted profiles may be left in the log; delete again")
+    def empty_log(self) -> None:
+        """Overwrite what the write-ahead log still holds of deleted profiles."""
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -195,15 +212,15 @@ class ProfileStore:
             return
         self._is_changing = True
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield
-            self._db.execute("COMMIT")
-        except BaseException as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            if isinstance(error, sqlite3.Error):
-                raise StoreError(f"{STORE_FILE}: {error}; nothing was stored") from error
-            raise
+            with _store_errors("nothing was stored"):
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
+                    raise
         finally:
             self._is_changing = False
 

@@ -106,6 +106,27 @@ async def test_a_deleted_user_is_gone_from_store_device_and_memory(running, prof
     assert result.vectors[0, 0] == 540
 
 
+async def test_a_deletion_whose_log_is_not_emptied_fails_and_serves_nothing(running, profile):
+    for user_id in ("ada", "bob", "cyd"):
+        await running.client.put_profile(profile(user_id))
+    await running.client.warm_profile("ada")
+    directory = running.server.core.directory
+    # An unfinished read keeps SQLite from emptying its log.
+    reading = await directory._run(
+        lambda: directory._store._db.execute("SELECT user_id FROM profiles")
+    )
+    with pytest.raises(ClientError, match="delete again") as caught:
+        await running.client.delete_profile("ada")
+    assert caught.value.code == "INTERNAL"
+    assert len(running.engine.cleared) == 1
+    with pytest.raises(ClientError, match="NOT_FOUND"):
+        await running.client.embed("ada", scenarios=["tea_fan"])
+    with pytest.raises(ClientError, match="delete again"):
+        await running.client.delete_profile("ada")
+    await directory._run(reading.close)
+    assert not await running.client.delete_profile("ada")
+
+
 async def test_profiles_survive_a_restart(start_server, profile):
     first = await start_server()
     put = await first.client.put_profile(profile())

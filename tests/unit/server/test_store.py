@@ -8,7 +8,7 @@ from qanchor.data.profile import Event, Profile
 from qanchor.errors import InvalidInput
 from qanchor_server.failures import UnknownUser
 from qanchor_server.profiles import store as store_module
-from qanchor_server.profiles.store import Append, ProfileStore, StoreError
+from qanchor_server.profiles.store import STORE_FILE, Append, ProfileStore, StoreError
 
 WINDOW_S = 100
 
@@ -122,10 +122,43 @@ def test_nothing_of_a_deleted_user_stays_in_the_files(tmp_path: Path) -> None:
     assert _holds(tmp_path, b"very private words")
     assert store.delete("ada-secret")[1]
     assert not store.delete("ada-secret")[1]
+    store.empty_log()
     assert not _holds(tmp_path, b"very private words")
     assert not _holds(tmp_path, b"ada-secret")
     assert _holds(tmp_path, b"kept words")
     store.close()
+
+
+def test_a_store_that_cannot_be_used_says_so(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.put(profile())
+    store.close()
+    for call in (
+        lambda: store.get("ada"),
+        lambda: store.stored(["ada"]),
+        lambda: store.put(profile()),
+        lambda: store.append(Append(user_id="ada", events=(event(1),))),
+        lambda: store.delete("ada"),
+        store.empty_log,
+    ):
+        with pytest.raises(StoreError, match=STORE_FILE):
+            call()
+
+
+def test_changes_of_one_transaction_are_stored_together_or_not_at_all(store: ProfileStore) -> None:
+    version = store.put(profile())
+
+    def change() -> None:
+        with store.transaction():
+            store.append(Append(user_id="ada", events=(event(1),), append_id="one"))
+            store.put(profile("bob"))
+            store.get("eve")
+
+    with pytest.raises(UnknownUser, match="eve"):
+        change()
+    assert store.stored(["ada", "bob"]) == {"ada"}
+    assert store.get("ada").version == version
+    assert not store.append(Append(user_id="ada", events=(), append_id="one"))[1]
 
 
 def test_one_process_at_a_time_uses_a_directory(store: ProfileStore, tmp_path: Path) -> None:
