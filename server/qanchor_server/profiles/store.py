@@ -39,6 +39,8 @@ CREATE TABLE IF NOT EXISTS appends (
 INSERT INTO counter SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM counter);
 """
 
+_PROFILE_TABLES = ("profiles", "events")
+
 
 class StoreError(QAnchorError):
     """The store's file cannot be used."""
@@ -106,12 +108,12 @@ class ProfileStore:
     def put(self, profile: Profile) -> int:
         """Store a profile in place of what was stored; returns its version.
 
-        Raises InvalidInput when it has too many events.
+        Append ids stay known. Raises InvalidInput when it has too many events.
         """
         self._check_num_events(len(profile.events))
         with self.transaction():
             version = self._next_version()
-            self._remove(profile.user_id)
+            self._remove(profile.user_id, _PROFILE_TABLES)
             self._db.execute(
                 "INSERT INTO profiles VALUES (?, ?, ?, ?)",
                 (
@@ -195,7 +197,7 @@ class ProfileStore:
         """
         with self.transaction():
             was_stored = self._row(user_id) is not None
-            self._remove(user_id)
+            self._remove(user_id, (*_PROFILE_TABLES, "appends"))
             version = self._next_version()
         return version, was_stored
 
@@ -238,8 +240,8 @@ class ProfileStore:
         row = self._db.execute("UPDATE counter SET value = value + 1 RETURNING value").fetchone()
         return int(row[0])
 
-    def _remove(self, user_id: str) -> None:
-        for table in ("profiles", "events", "appends"):
+    def _remove(self, user_id: str, tables: Sequence[str]) -> None:
+        for table in tables:
             self._db.execute(f"DELETE FROM {table} WHERE user_id = ?", (user_id,))
 
     def _insert_events(self, user_id: str, first: int, events: Sequence[Event]) -> None:

@@ -86,6 +86,18 @@ def test_an_append_id_is_stored_once(store: ProfileStore) -> None:
     assert len(store.get("ada").profile.events) == 1
 
 
+def test_an_append_id_outlives_a_put_but_not_a_deletion(store: ProfileStore) -> None:
+    append = Append(user_id="ada", events=(event(1),), append_id="one")
+    store.put(profile())
+    store.append(append)
+    version = store.put(profile(events=(event(1),)))
+    assert store.append(append) == (version, True)
+    assert len(store.get("ada").profile.events) == 1
+    store.delete("ada")
+    store.put(profile())
+    assert not store.append(append)[1]
+
+
 def test_only_the_newest_append_ids_are_remembered(
     store: ProfileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
