@@ -10,6 +10,7 @@ Legend: P prefix length, N events of the user, M modalities, E event_dim.
 import hashlib
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -132,10 +133,7 @@ def slot_vectors(
 
 def content_digest(rendered: RenderedProfile, model_id: str) -> str:
     """Identity of a prefix: equal exactly when model, every text and every measure are equal."""
-    digest = hashlib.blake2b(model_id.encode(), digest_size=16)
-    for texts in rendered.texts:
-        digest.update(b"\x1d")
-        for text in texts:
-            digest.update(text.encode() + b"\x1e")
-    digest.update(np.array(rendered.flat_measures(), dtype=np.float32).tobytes())
-    return digest.hexdigest()
+    measures = np.array(rendered.flat_measures(), dtype=np.float32).tobytes()
+    # MessagePack says how many texts there are and how long each is: none can pass for two.
+    content = msgspec.msgpack.encode((model_id, rendered.texts, measures))
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -109,3 +109,13 @@ def test_the_digest_tells_model_modality_and_text_apart() -> None:
     digests = [content_digest(RenderedProfile(texts), model) for texts, model in profiles]
     digests.append(content_digest(RenderedProfile((("a", "b"), ())), "other"))
     assert len(set(digests)) == 4
+
+
+@pytest.mark.parametrize("char", ["\x00", "\x1d", "\x1e", "\x1f", "\n", ",", '"', "é"])
+def test_no_character_in_a_text_makes_it_pass_for_two(char: str) -> None:
+    contents = [
+        ((f"a{char}b",), ()), (("a", "b"), ()), (("a",), ("b",)), ((f"a{char}", "b"), ()),
+        (("a", f"{char}b"), ()), ((f"a{char}b{char}",), ()), (("a", "b", ""), ()),
+    ]  # fmt: skip
+    digests = {content_digest(RenderedProfile(texts), "m") for texts in contents}
+    assert len(digests) == len(contents)
