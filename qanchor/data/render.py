@@ -18,6 +18,9 @@ T = TypeVar("T")
 _COUNT_LADDER = (20, 25, 30, 40, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 1500, 2000, 3000)
 
 
+MAX_CHARS_PER_TOKEN = 100
+"""Characters kept of a text per token kept of it. WordPiece makes one token of any longer word."""
+
 Told = tuple[str, Measures]
 """A text and the numbers beside it."""
 
@@ -62,10 +65,23 @@ def render_profile(profile: Profile, schema: ProfileSchema) -> RenderedProfile:
         else:
             events = sorted(by_modality[spec.name], key=_event_order)
             rendered.append(_modality(events, spec, profile.as_of_s))
-    texts = tuple(tuple(text for text, _ in told) for told in rendered)
+    texts = tuple(
+        tuple(cut_text(text, spec.max_event_tokens) for text, _ in told)
+        for spec, told in zip(schema.modalities, rendered, strict=True)
+    )
     if not schema.has_measures:
         return RenderedProfile(texts)
     return RenderedProfile(texts, tuple(tuple(row for _, row in told) for told in rendered))
+
+
+def cut_text(text: str, max_tokens: int) -> str:
+    """The words of a text from which its first `max_tokens` tokens come; the rest is never read.
+
+    Cut at a blank, so that a tokenizer sees whole words. Tokenising a period's text, which may be
+    of megabytes, would hold up everything else.
+    """
+    blank = text.find(" ", max_tokens * MAX_CHARS_PER_TOKEN)
+    return text if blank < 0 else text[:blank]
 
 
 def coarse_count(count: float) -> str:

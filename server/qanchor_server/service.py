@@ -129,7 +129,7 @@ class ProfileService(profile_pb2_grpc.ProfileServiceServicer):
     ) -> profile_pb2.PutProfileResponse:
         """Durable when answered."""
         try:
-            profile = wire.parse_profile(request, self._schema, **self._clock())
+            profile = wire.parse_profile(request, self._schema, **self._bounds())
             ref = (await self._core.put(profile)).ref
         except QAnchorError as error:
             await abort(context, error)
@@ -145,7 +145,7 @@ class ProfileService(profile_pb2_grpc.ProfileServiceServicer):
     ) -> profile_pb2.AppendEventsResponse:
         """Durable when answered; once per append_id."""
         try:
-            append = wire.parse_append(request, self._schema, **self._clock())
+            append = wire.parse_append(request, self._schema, **self._bounds())
             prepared, is_duplicate = await self._core.append(append)
         except QAnchorError as error:
             await abort(context, error)
@@ -204,10 +204,11 @@ class ProfileService(profile_pb2_grpc.ProfileServiceServicer):
     def _schema(self) -> ProfileSchema:
         return self._core.bundle.manifest.profile_schema
 
-    def _clock(self) -> dict[str, int]:
+    def _bounds(self) -> dict[str, int]:
         return {
             "now_s": int(self._core.now_s()),
             "skew_s": self._core.config.clock_skew_seconds,
+            "max_events": self._core.config.max_profile_events,
         }
 
 

@@ -15,7 +15,7 @@ from qanchor.errors import InvalidInput
 from qanchor.v1 import embedding_pb2, profile_pb2, scenario_pb2
 from qanchor_server.answers import Answer
 from qanchor_server.kv_pool import Found, PrefixRef
-from qanchor_server.profiles.store import Append
+from qanchor_server.profiles.store import Append, check_num_events
 from qanchor_server.resolve import ResolvedQuery, Resolver
 
 _ENCODINGS = {
@@ -130,9 +130,16 @@ def write_provenance(into: embedding_pb2.Provenance, answer: Answer, manifest: M
 
 
 def parse_profile(
-    request: profile_pb2.PutProfileRequest, schema: ProfileSchema, *, now_s: int, skew_s: int
+    request: profile_pb2.PutProfileRequest,
+    schema: ProfileSchema,
+    *,
+    now_s: int,
+    skew_s: int,
+    max_events: int,
 ) -> Profile:
     """A profile to store; without as-of time it is as of now. Raises InvalidInput."""
+    # Before all else: half a million of them take seconds to look at.
+    check_num_events(len(request.events), max_events)
     has_as_of = request.HasField("as_of")
     limit_s = _as_of(request.as_of, now_s + skew_s) if has_as_of else now_s + skew_s
     events = _parse_events(request.events, schema, limit_s)
@@ -147,9 +154,15 @@ def parse_profile(
 
 
 def parse_append(
-    request: profile_pb2.AppendEventsRequest, schema: ProfileSchema, *, now_s: int, skew_s: int
+    request: profile_pb2.AppendEventsRequest,
+    schema: ProfileSchema,
+    *,
+    now_s: int,
+    skew_s: int,
+    max_events: int,
 ) -> Append:
     """Events to add. Raises InvalidInput."""
+    check_num_events(len(request.events), max_events)
     as_of_s = _as_of(request.as_of, now_s + skew_s) if request.HasField("as_of") else None
     if not request.events and as_of_s is None:
         raise InvalidInput("events", [], "at least one event or as_of is required", "add an event")

@@ -75,6 +75,14 @@ class Append:
     """Stored once under this id; empty: no such check."""
 
 
+def check_num_events(num_events: int, max_events: int) -> None:
+    """Raises InvalidInput for more events than are stored of a user."""
+    if num_events > max_events:
+        raise InvalidInput(
+            "events", num_events, f"at most {max_events} events per user", "leave out the oldest"
+        )
+
+
 class ProfileStore:
     """Profiles by user id in one SQLite file. Every change is on disk when its method returns.
 
@@ -110,7 +118,7 @@ class ProfileStore:
 
         Append ids stay known. Raises InvalidInput when it has too many events.
         """
-        self._check_num_events(len(profile.events))
+        check_num_events(len(profile.events), self._max_events)
         with self.transaction():
             version = self._next_version()
             self._remove(profile.user_id, _PROFILE_TABLES)
@@ -154,7 +162,7 @@ class ProfileStore:
                 "SELECT COUNT(*), COALESCE(MAX(number), -1) FROM events WHERE user_id = ?",
                 (user_id,),
             ).fetchone()
-            self._check_num_events(count + len(append.events))
+            check_num_events(count + len(append.events), self._max_events)
             self._insert_events(user_id, last + 1, append.events)
             if append.append_id:
                 self._remember(user_id, append.append_id, version)
@@ -276,12 +284,3 @@ class ProfileStore:
                 "leave it unset or put the whole profile again",
             )
         return append.as_of_s
-
-    def _check_num_events(self, num_events: int) -> None:
-        if num_events > self._max_events:
-            raise InvalidInput(
-                "events",
-                num_events,
-                f"at most {self._max_events} events per user",
-                "leave out the oldest",
-            )

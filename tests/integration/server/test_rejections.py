@@ -65,6 +65,7 @@ PUT_CASES = {
     "value not finite": ({"events": [event(value=NAN)]}, "events[0].value"),
     "value too large": ({"events": [event(value=-1e15), event(value=1.1e15)]}, "events[1].value"),
     "too many events": ({"events": [event()] * 7}, "events"),
+    "far too many events, none of which is looked at": ({"events": [event(text="")] * 7}, "events"),
     "unnamed attribute": (
         {"attributes": [profile_pb2.Attribute(value={"bool_value": True})]},
         "attributes[0].name",
@@ -84,6 +85,7 @@ PUT_CASES = {
 }
 APPEND_CASES = {
     "nothing to add": ({}, "events"),
+    "too many events, none of which is looked at": ({"events": [event(text="")] * 7}, "events"),
     "long append id": ({"events": [event()], "append_id": "a" * 129}, "append_id"),
     "as_of goes back": (
         {"as_of": Timestamp(seconds=NOW_S - 100)},

@@ -1,5 +1,6 @@
 """Rendering keeps the newest events of each modality inside the window, in stable words."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from qanchor import config
 from qanchor.config import ModalitySpec, ProfileSchema
 from qanchor.data.profile import DAY_SECONDS, Event, Profile
-from qanchor.data.render import coarse_count, render_profile
+from qanchor.data.render import MAX_CHARS_PER_TOKEN, coarse_count, render_profile
 
 AS_OF_S = 20_000 * DAY_SECONDS
 SCHEMA = ProfileSchema(
@@ -105,6 +106,19 @@ def test_a_day_is_told_by_type_with_its_totals() -> None:
     ]
     (text,) = render_profile(_profile(found), SCHEMA).texts[1]
     assert text == "2 days ago: a 1x 30+, b 2x 5"
+
+
+def test_a_text_of_megabytes_is_cut_to_what_is_tokenised() -> None:
+    found = [
+        Event(time_s=AS_OF_S, modality="spm", event_type=f"{number} " + "type " * 390, text="")
+        for number in range(3000)
+    ]
+    profile = replace(_profile(found), attributes={"long": "word " * 400, "short": "word " * 100})
+    _, (period,), (long, short) = render_profile(profile, SCHEMA).texts
+    for text in (period, long):
+        assert 0 <= len(text) - 9 * MAX_CHARS_PER_TOKEN < len("type ")
+    assert period.startswith("0 days ago: 0 type type")
+    assert short == "short: " + "word " * 100
 
 
 def test_events_of_modalities_that_the_schema_lacks_are_left_out() -> None:
