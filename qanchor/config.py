@@ -28,6 +28,7 @@ _SUMMARY_FIELDS = {
     "num_events": "", "num_days": 1, "num_days_7": 1, "num_days_30": 1, "days_since_last": 1,
     "total_value": "", "mean_value": "",
 }  # fmt: skip
+_MAX_NAME_CHARS = 256
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -174,7 +175,8 @@ def _check_template(field: str, template: str, fields: Mapping[str, object]) -> 
 
 def nearest(name: str, valid: list[str]) -> str:
     """Remedy text that names the valid spelling closest to `name`."""
-    close = difflib.get_close_matches(name, valid, n=1)
+    # Cut: a caller may send megabytes for a name, and comparing takes time for each character.
+    close = difflib.get_close_matches(name[:_MAX_NAME_CHARS], valid, n=1)
     return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(sorted(valid))}"
 
 

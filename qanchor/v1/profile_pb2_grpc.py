@@ -103,8 +103,9 @@ class ProfileServiceServicer:
     def DeleteProfile(self, request, context):
         """Deletes a user everywhere: stored profile, prepared texts, keys and values on the device, in
         host memory and on disk. Requests of the user that wait for the
-        device fail with NOT_FOUND. Deleting an unknown user succeeds. UNAVAILABLE when a file could not
-        be deleted: the profile is gone then; delete again, which answers false for `was_stored`.
+        device fail with NOT_FOUND. Deleting an unknown user succeeds. After INTERNAL delete again: the
+        profile, or bytes of it on disk, may be left. UNAVAILABLE when a file could not be deleted: the
+        profile is gone then; delete again, which answers false for `was_stored`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

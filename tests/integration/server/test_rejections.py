@@ -1,5 +1,7 @@
 """Every wrong input gets INVALID_ARGUMENT and the wrong field's path; the engine never runs."""
 
+import time
+
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -118,6 +120,14 @@ async def test_an_unknown_scenario_comes_with_the_nearest_name(small):
         await small.client.embed("ada", scenarios=["coffe_fan"])
     assert "did you mean 'coffee_fan'" in caught.value.message
     assert "did you mean 'coffee_fan'" in caught.value.field_violations[0].description
+
+
+async def test_a_name_of_megabytes_does_not_hold_up_the_server(small):
+    start_s = time.process_time()
+    with pytest.raises(ClientError, match="no such scenario"):
+        await small.client.embed("ada", scenarios=["coffee" * 1_300_000])
+    # Comparing it with the names there are took more than a second.
+    assert time.process_time() - start_s < 0.3
 
 
 async def test_a_wrong_profile_names_the_field_and_is_not_stored(small):
