@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from qanchor.bundle.packing import SuffixQuery
 from qanchor.bundle.reader import Bundle
 from qanchor.data.profile import Profile
@@ -19,7 +21,7 @@ from qanchor_server.admission import (
 )
 from qanchor_server.answers import Answer
 from qanchor_server.config import ServerConfig
-from qanchor_server.failures import Overloaded
+from qanchor_server.failures import NotFinite, Overloaded
 from qanchor_server.kv_pool import Found
 from qanchor_server.prefix_source import PreparedPrefix
 from qanchor_server.profiles.directory import ProfileDirectory
@@ -137,6 +139,8 @@ class Core:
         with self.admission.enter(max(1, len(queries))):
             prepared = await self.directory.current(user_id)
             answer = await self.worker.embed(prepared, queries, timeout_s=timeout_s, keep_s=keep_s)
+        if not np.isfinite(answer.vectors_QZ).all():
+            raise NotFinite(user_id)
         if self.metrics is not None:
             self.metrics.note(answer)
         return answer

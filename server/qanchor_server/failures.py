@@ -37,5 +37,15 @@ class Cancelled(QAnchorError):
     """The caller went away before the device was used."""
 
 
+class NotFinite(QAnchorError):
+    """The model makes something of the user's numbers that is no embedding."""
+
+    def __init__(self, user_id: str) -> None:
+        super().__init__(
+            f"user_id={user_id!r}: an embedding is not finite; put the profile without its largest "
+            "values, or serve in float32 if this bundle is in float16"
+        )
+
+
 class Fatal(QAnchorError):
     """The engine failed; the process is shutting down."""

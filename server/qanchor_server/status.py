@@ -12,6 +12,7 @@ from qanchor_server.failures import (
     Cancelled,
     Expired,
     Fatal,
+    NotFinite,
     Overloaded,
     Retryable,
     Unavailable,
@@ -32,8 +33,9 @@ _CODES: tuple[tuple[type[QAnchorError], grpc.StatusCode], ...] = (
     # The caller gave up.
     (Expired, grpc.StatusCode.DEADLINE_EXCEEDED),
     (Cancelled, grpc.StatusCode.CANCELLED),
-    # The server is broken.
+    # The server or its model is broken.
     (StoreError, grpc.StatusCode.INTERNAL),
+    (NotFinite, grpc.StatusCode.INTERNAL),
     (Fatal, grpc.StatusCode.INTERNAL),
 )
 

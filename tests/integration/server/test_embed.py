@@ -5,8 +5,8 @@ import asyncio
 import numpy as np
 import pytest
 
-from qanchor.client import CacheState
-from qanchor.data.profile import Event
+from qanchor.client import CacheState, ClientError
+from qanchor.data.profile import Event, Profile
 from qanchor.v1 import embedding_pb2, embedding_pb2_grpc
 
 NOW_S = 1_000 * 86_400
@@ -40,6 +40,22 @@ async def test_the_second_request_finds_the_prefix_on_the_device(running, profil
     assert warm.provenance.prefill_seconds == 0
     assert warm.vectors.tolist() == cold.vectors.tolist()
     assert running.engine.num_prefill_calls == 1
+
+
+async def test_an_embedding_that_is_not_finite_is_an_error_of_its_user_alone(
+    running, profile, monkeypatch
+):
+    await running.client.put_profile(profile("ada"))
+    await running.client.embed("ada", scenarios=["tea_fan"])
+    encode = running.engine.encode_events
+    monkeypatch.setattr(running.engine, "encode_events", lambda ids: encode(ids) * np.inf)
+    tea = Event(time_s=NOW_S - 86_400, modality="buy", event_type="", text="tea")
+    await running.client.put_profile(Profile(user_id="bob", as_of_s=NOW_S, events=(tea,)))
+    with pytest.raises(ClientError, match="'bob': an embedding is not finite") as caught:
+        await running.client.embed("bob", scenarios=["tea_fan"])
+    assert caught.value.code == "INTERNAL"
+    result = await running.client.embed("ada", scenarios=["coffee_fan"])
+    assert result.vectors.tolist() == [[540, 13, 4, 0]]
 
 
 async def test_vectors_come_in_every_encoding(running, profile):
