@@ -152,6 +152,18 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     )
 
 
+def load_for_inference(directory: Path) -> Checkpoint:
+    """`load_checkpoint` with the model on the GPU, where there is one."""
+    checkpoint = load_checkpoint(directory)
+    checkpoint.model.to(inference_device())
+    return checkpoint
+
+
+def inference_device() -> torch.device:
+    """Where models run that are not trained."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def checkpoint_id(checkpoint: Checkpoint) -> str:
     """Content id, 32 hex digits, of weights, tokenizers, schema and tokens: all embeddings rest on.
 

@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 
         from qanchor.eval.report import document
         from qanchor.report.document import write_html
-    evaluated = evaluate(_subject(args), dataset, settings)
+    evaluated = evaluate(subject_of(args), dataset, settings)
     result = evaluated.evaluation
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -149,20 +149,20 @@ def _settings(args: argparse.Namespace, scenarios: "tuple[Scenario, ...]") -> "E
     return settings
 
 
-def _subject(args: argparse.Namespace) -> "Subject":
+def subject_of(args: argparse.Namespace) -> "Subject":
     """The checkpoints and scenarios an evaluation is about. Raises ConfigError."""
     from qanchor.bundle.scenario_file import check_fits, read_scenario_file
-    from qanchor.checkpoint import checkpoint_id, load_checkpoint
+    from qanchor.checkpoint import checkpoint_id, load_for_inference
     from qanchor.eval.evaluate import untrained_beside
     from qanchor.eval.methods import Subject
 
-    main = load_checkpoint(args.checkpoint)
+    main = load_for_inference(args.checkpoint)
     others = {}
     for assignment in args.also:
         name, equals, path = assignment.partition("=")
         if not (name and equals and path):
             raise ConfigError("--also", assignment, "must be NAME=CHECKPOINT", "give both")
-        others[name] = load_checkpoint(Path(path))
+        others[name] = load_for_inference(Path(path))
     file = None
     if args.scenarios:
         file = read_scenario_file(args.scenarios)
@@ -172,7 +172,7 @@ def _subject(args: argparse.Namespace) -> "Subject":
         print("no untrained/ beside the checkpoint: left out", file=sys.stderr)
     return Subject(
         checkpoint=main,
-        untrained=load_checkpoint(untrained) if untrained else None,
+        untrained=load_for_inference(untrained) if untrained else None,
         others=others,
         tuned=file.scenarios if file else (),
     )

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import torch
 
 from qanchor import config
 from qanchor.bundle.scenario_file import read_scenario_file, with_replaced
-from qanchor.checkpoint import Checkpoint, load_checkpoint
+from qanchor.checkpoint import Checkpoint, load_for_inference
 from qanchor.config import Config
 from qanchor.data.dataset import Dataset
 from qanchor.errors import ConfigError
@@ -102,8 +101,7 @@ class Work:
         checkpoint_path = self.train(run)
         if not variant.is_pretrained:
             checkpoint_path = checkpoint_path.parent / UNTRAINED
-        checkpoint = load_checkpoint(checkpoint_path)
-        checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        checkpoint = load_for_inference(checkpoint_path)
         probed = self._probe(variant, checkpoint)
         path = self._path(variant, ".json")
         path.parent.mkdir(exist_ok=True)

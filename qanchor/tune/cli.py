@@ -142,13 +142,9 @@ def _probes(one: "CompileReport") -> str:
 
 
 def _opened(args: argparse.Namespace) -> "tuple[Checkpoint, Dataset]":
-    import torch
-
-    from qanchor.checkpoint import load_checkpoint
+    from qanchor.checkpoint import load_for_inference
     from qanchor.data.dataset import open_dataset
     from qanchor.train.allocator import keep_freed_memory
 
     keep_freed_memory()
-    checkpoint = load_checkpoint(args.checkpoint)
-    checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return checkpoint, open_dataset(args.dataset)
+    return load_for_inference(args.checkpoint), open_dataset(args.dataset)

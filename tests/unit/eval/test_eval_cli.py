@@ -7,14 +7,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
 from qanchor import config
 from qanchor.bundle.scenario_file import ScenarioFile
 from qanchor.checkpoint import checkpoint_id, load_checkpoint
-from qanchor.cli import main
+from qanchor.cli import build_parser, main
 from qanchor.config import Scenario
 from qanchor.data.dataset import open_dataset
 from qanchor.data.measures import NUM_MEASURES
+from qanchor.eval.cli import subject_of
 from qanchor.eval.config import PARTS
 from qanchor.eval.results import Evaluation
 
@@ -186,3 +188,17 @@ def test_parts_can_be_left_out_and_wrong_words_are_told(
         wrong.write_text(wordings)
         assert main([*base, "--wordings", str(wrong)]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_all_models_run_where_models_that_are_not_trained_run(
+    wallet: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A device every machine has, and no model is on by itself.
+    elsewhere = torch.device("meta")
+    monkeypatch.setattr("qanchor.checkpoint.inference_device", lambda: elsewhere)
+    words = ["eval", str(run_dir / "checkpoint"), str(wallet)]
+    words += ["--also", f"twin={run_dir / 'untrained'}"]
+    subject = subject_of(build_parser().parse_args(words))
+    assert subject.untrained is not None
+    for checkpoint in (subject.checkpoint, subject.untrained, subject.others["twin"]):
+        assert {one.device for one in checkpoint.model.parameters()} == {elsewhere}

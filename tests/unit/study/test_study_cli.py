@@ -118,7 +118,7 @@ def test_a_killed_study_goes_on_and_a_finished_one_only_reads(
 
     monkeypatch.setattr(runs, "pretrain", never)
     monkeypatch.setattr(runs, "resume", never)
-    monkeypatch.setattr("qanchor.study.work.load_checkpoint", never)
+    monkeypatch.setattr("qanchor.study.work.load_for_inference", never)
     assert main(words) == 0
     assert config.load(StudyResult, out / "study.json").outcomes == result.outcomes
 
