@@ -5,6 +5,7 @@ Whatever is needed to go on training, to evaluate, or to export; nothing refers 
 
 import hashlib
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel, Qwen2ForCausalLM
 
 from qanchor import config
+from qanchor.bundle.packing import check_questions
 from qanchor.config import Config, ProfileSchema, Scenario
 from qanchor.data.measures import num_measures
 from qanchor.data.prefix import PrefixTokens, max_prefix_len
@@ -68,10 +70,14 @@ class Checkpoint:
         return int(self.model.language_model.config.hidden_size)
 
     def encode_query(self, query: str) -> tuple[int, ...]:
-        """Suffix token ids of a query, without <USER_EMB>, cut to the recipe's limit."""
+        """Suffix token ids of a query, without <USER_EMB>, however many; see `check_questions`."""
         text = self.meta.profile_schema.query_template.format(query=query)
-        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return tuple(ids[: self.meta.recipe.train.max_query_len])
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def check_questions(self, scenarios: Iterable[Scenario]) -> None:
+        """Raise ConfigError for a scenario whose question is longer than any in training."""
+        limit = self.meta.recipe.train.max_query_len
+        check_questions(scenarios, self.encode_query, limit)
 
     def encode_answer(self, answer: str) -> tuple[int, ...]:
         """Token ids of an answer, without eos, cut to the recipe's limit."""

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -38,13 +39,14 @@ from qanchor.bundle.manifest import (
     prefix_spec,
     suffix_spec,
 )
+from qanchor.bundle.packing import check_questions
 from qanchor.bundle.reader import file_sha256
 from qanchor.data.prefix import max_prefix_len
 from qanchor.data.render import RenderedProfile
 from qanchor.errors import BundleError
 from qanchor_export.calibration import calibration_users
 from qanchor_export.quantize import Calibration, quantize
-from qanchor_export.reference import anchor_embeddings, make_query
+from qanchor_export.reference import anchor_embeddings, encode_query, make_query
 from qanchor_export.sample_users import SAMPLE_QUERIES, sample_users
 from qanchor_export.source import ExportSource
 from qanchor_export.to_onnx import to_onnx
@@ -74,10 +76,11 @@ def export_bundle(
     decided on the users of `calibration`, by default made up from the schema. `users` become the
     parity cases, by default made up too. Equal sources give equal model ids.
     Raises BundleError when `destination` exists and `force` is not set, and ConfigError when the
-    graphs cannot compute the model's maths.
+    graphs cannot compute the model's maths or a scenario's question is too long.
     """
     if destination.exists() and not force:
         raise BundleError(f"{destination}: exists; choose another path or give --force")
+    check_questions(source.scenarios, partial(encode_query, source), source.max_text_len)
     cases = _parity_cases(source, users)
     with _staging(destination) as staging:
         decoder = _decoder(source, numbers or Numbers(), calibration, staging)

@@ -30,12 +30,12 @@ def make_query(
     source: ExportSource, text: str, soft_prompt: FloatArray | None = None
 ) -> SuffixQuery:
     """A query text in the schema's template, closed by <USER_EMB>."""
-    return SuffixQuery(_encode_query(source, text), soft_prompt)
+    return SuffixQuery(encode_query(source, text), soft_prompt)
 
 
 def scenario_query(source: ExportSource, scenario: Scenario) -> SuffixQuery:
     """A scenario as it is served. Raises ConfigError for rows of another width."""
-    return scenario_suffix(scenario, lambda text: _encode_query(source, text), source.hidden_dim)
+    return scenario_suffix(scenario, lambda text: encode_query(source, text), source.hidden_dim)
 
 
 @torch.no_grad()
@@ -92,7 +92,8 @@ def full_pass_embeddings(
     return _array(torch.stack(found))
 
 
-def _encode_query(source: ExportSource, text: str) -> tuple[int, ...]:
+def encode_query(source: ExportSource, text: str) -> tuple[int, ...]:
+    """Token ids of a query in the schema's template, without <USER_EMB>."""
     templated = source.schema.query_template.format(query=text)
     return tuple(source.tokenizer.encode(templated, add_special_tokens=False).ids)
 

@@ -1,6 +1,7 @@
 """What an export starts from: a model with its tokens, as plain fields. Knows no ONNX."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,11 @@ class ExportSource:
         """Width of the decoder, and so of a soft-prompt row."""
         return int(self.model.language_model.config.hidden_size)
 
+    @property
+    def max_text_len(self) -> int:
+        """Tokens of a question: what the longest soft prompt and <USER_EMB> leave of a suffix."""
+        return self.max_query_len - 1 - _longest_prompt(self.scenarios)
+
 
 def source_of(checkpoint: "Checkpoint", tuned: ScenarioFile | None = None) -> ExportSource:
     """The export source of a loaded checkpoint; scenarios of `tuned` replace its own by name.
@@ -53,7 +59,6 @@ def source_of(checkpoint: "Checkpoint", tuned: ScenarioFile | None = None) -> Ex
     if tuned is not None:
         check_fits(tuned, content_id, checkpoint.hidden_dim)
         scenarios = with_replaced(scenarios, tuned.scenarios)
-    longest_prompt = max((len(s.soft_prompt) for s in scenarios), default=0)
     return ExportSource(
         model=checkpoint.model,
         recipe=meta.recipe.name,
@@ -62,9 +67,13 @@ def source_of(checkpoint: "Checkpoint", tuned: ScenarioFile | None = None) -> Ex
         tokenizer=checkpoint.tokenizer,
         event_tokenizer=checkpoint.event_tokenizer,
         scenarios=scenarios,
-        max_query_len=meta.recipe.train.max_query_len + 1 + longest_prompt,
+        max_query_len=meta.recipe.train.max_query_len + 1 + _longest_prompt(scenarios),
         checkpoint_id=content_id,
     )
+
+
+def _longest_prompt(scenarios: Iterable[Scenario]) -> int:
+    return max((len(scenario.soft_prompt) for scenario in scenarios), default=0)
 
 
 def merged(module: nn.Module) -> nn.Module:

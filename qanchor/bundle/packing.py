@@ -11,7 +11,7 @@ D hidden_dim.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -65,6 +65,25 @@ def scenario_suffix(
             "tune it again with this model",
         )
     return SuffixQuery(token_ids, np.array(scenario.soft_prompt, dtype=np.float32))
+
+
+def check_questions(
+    scenarios: Iterable[Scenario], encode_query: Callable[[str], Sequence[int]], max_query_len: int
+) -> None:
+    """Raise ConfigError for a scenario whose text has more than `max_query_len` tokens.
+
+    A model was trained on none so long. Compiled scenarios send no text. `encode_query` as in
+    `scenario_suffix`.
+    """
+    for scenario in scenarios:
+        num_tokens = 0 if scenario.is_compiled else len(encode_query(scenario.question))
+        if num_tokens > max_query_len:
+            raise ConfigError(
+                f"{scenario.name}.question",
+                scenario.question,
+                f"{num_tokens} tokens in the query template, the model takes {max_query_len}",
+                "shorten it, or train with a larger train.max_query_len",
+            )
 
 
 @dataclass(frozen=True, slots=True)

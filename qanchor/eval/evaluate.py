@@ -62,14 +62,13 @@ class Evaluated:
 def evaluate(subject: Subject, dataset: Dataset, settings: EvalConfig) -> Evaluated:
     """Judge a checkpoint on a data set.
 
-    Raises ConfigError for a checkpoint that does not put users into words as the data set does or
-    a scenario the data set does not have, DataError when it has no scenarios or labels.
+    Raises ConfigError for a checkpoint that does not put users into words as the data set does, a
+    scenario the data set does not have or a question too long, DataError when it has no scenarios
+    or labels.
     """
     main, parts = subject.checkpoint, settings.parts
-    for checkpoint in (main, subject.untrained, *subject.others.values()):
-        if checkpoint is not None:
-            check_renders_alike(checkpoint, dataset)
     _check_known(dataset, subject.tuned)
+    _check_fits(subject, dataset, settings)
     rendered = render_users(dataset, chosen_users(dataset, settings.max_users))
     judged = judged_users(dataset, rendered.user_ids)
     bootstrap = Bootstrap(len(judged.test_rows), settings.num_draws, settings.seed)
@@ -110,6 +109,20 @@ def untrained_beside(checkpoint_dir: Path) -> Path | None:
     """The run's untrained checkpoint, if `checkpoint_dir` lies in a run directory."""
     candidate = checkpoint_dir.resolve().parent / "untrained"
     return candidate if candidate.is_dir() else None
+
+
+def _check_fits(subject: Subject, dataset: Dataset, settings: EvalConfig) -> None:
+    """Raise ConfigError where a checkpoint cannot take the data set's users or the questions."""
+    for checkpoint in (subject.checkpoint, subject.untrained, *subject.others.values()):
+        if checkpoint is not None:
+            check_renders_alike(checkpoint, dataset)
+            checkpoint.check_questions(dataset.scenarios)
+    subject.checkpoint.check_questions(subject.tuned)
+    subject.checkpoint.check_questions(
+        Scenario(name=name, question=question)
+        for name, questions in settings.wordings.items()
+        for question in questions
+    )
 
 
 def _check_known(dataset: Dataset, tuned: Sequence[Scenario]) -> None:

@@ -133,6 +133,7 @@ class Work:
         return Probed(tests, done.valid_auc, done.num_features)
 
     def _probe(self, variant: Variant, checkpoint: Checkpoint) -> Probed:
+        checkpoint.check_questions(self.dataset.scenarios)
         corpus = encoded_corpus(checkpoint, self.rendered)
         if not variant.prompt_rows:
             tables = question_tables(checkpoint, corpus, self.dataset)

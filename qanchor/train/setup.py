@@ -1,5 +1,6 @@
 """From a data set and a recipe to a step-0 checkpoint and tokenised training material."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,8 @@ from qanchor.train.triples import (
     load_triples,
     read_triple_texts,
 )
+
+log = logging.getLogger(__name__)
 
 TOKENIZER_SAMPLE = 200_000
 
@@ -104,7 +107,13 @@ def fresh_checkpoint(
         statistics=space,
     )
     model = build_model(meta, tokenizer, event_tokenizer)
-    return Checkpoint(model, meta, tokenizer, event_tokenizer)
+    checkpoint = Checkpoint(model, meta, tokenizer, event_tokenizer)
+    try:
+        checkpoint.check_questions(dataset.scenarios)
+    except ConfigError as error:
+        # Training asks none of them, but the model could not be judged, tuned or exported.
+        log.warning("%s", error)
+    return checkpoint
 
 
 def render_views(

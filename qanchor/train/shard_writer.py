@@ -51,6 +51,7 @@ from qanchor.train.shards import (
     read_shard,
     shard_name,
 )
+from qanchor.train.triples import QueryEncoder
 
 ROWS_HELD = 256
 """Raw rows held back per shard before they are written."""
@@ -216,6 +217,7 @@ def _route(
 
 def _finish(checkpoint: Checkpoint, dataset: Dataset, directory: Path, names: list[str]) -> None:
     """Tokenise every shard, and say so in the index."""
+    encode_query = QueryEncoder(checkpoint)
     topic_of: dict[str, int] = {}
     counts: Counter[int] = Counter()
     num_users = {}
@@ -242,11 +244,12 @@ def _finish(checkpoint: Checkpoint, dataset: Dataset, directory: Path, names: li
         write_table(pa.table(users), shard / USERS_FILE)
         tokens = pa.LargeListArray.from_arrays(corpus.text_offsets, corpus.text_tokens)
         write_table(pa.table({"tokens": tokens}), shard / TEXTS_FILE)
-        topics = _finish_triples(checkpoint, shard, rendered.user_ids, topic_of)
+        topics = _finish_triples(encode_query, shard, rendered.user_ids, topic_of)
         if name != HELDOUT:
             counts.update(topics)
         for file in (RAW_USERS_FILE, RAW_TRIPLES_FILE):
             (shard / file).unlink()
+    encode_query.warn_of_cut()
     index = ShardIndex(
         num_users=tuple(count for name, count in num_users.items() if name != HELDOUT),
         num_heldout=num_users.get(HELDOUT, 0),
@@ -275,7 +278,7 @@ def _rendered_user(row: dict[str, Any]) -> RenderedProfile:
 
 
 def _finish_triples(
-    checkpoint: Checkpoint, shard: Path, user_ids: tuple[str, ...], topic_of: dict[str, int]
+    encode_query: QueryEncoder, shard: Path, user_ids: tuple[str, ...], topic_of: dict[str, int]
 ) -> list[int]:
     """Write the shard's triples as numbers; new topics get theirs. Returns each triple's topic."""
     table = pq.read_table(shard / RAW_TRIPLES_FILE)
@@ -288,7 +291,7 @@ def _finish_triples(
     def phrase(text: str, *, is_query: bool) -> int:
         row = phrase_of.setdefault((text, is_query), len(phrases))
         if row == len(phrases):
-            encode = checkpoint.encode_query if is_query else checkpoint.encode_answer
+            encode = encode_query if is_query else encode_query.checkpoint.encode_answer
             phrases.append(encode(text))
         return row
 

@@ -5,8 +5,9 @@ is what makes resuming exact. A step draws a few topics and asks them of all its
 most negatives answer the same question about another user: only behaviour tells them apart.
 """
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from qanchor.data.useru import SHIFT_COLUMN, read_columns
 from qanchor.data.views import View
 from qanchor.errors import DataError
 from qanchor.train.batches import Segment
+
+log = logging.getLogger(__name__)
 
 BUCKET_BATCHES = 16
 
@@ -72,6 +75,32 @@ def read_triple_texts(path: Path) -> TripleTexts:
     return TripleTexts(views, columns["topic"], columns["query"], columns["answer"])
 
 
+@dataclass(frozen=True, slots=True)
+class QueryEncoder:
+    """Encodes the queries of triples, cut to the recipe's limit, and remembers which it cut."""
+
+    checkpoint: Checkpoint
+    cut: set[str] = field(default_factory=set)
+
+    def __call__(self, query: str) -> tuple[int, ...]:
+        """Token ids of a query, without <USER_EMB>."""
+        ids = self.checkpoint.encode_query(query)
+        limit = self.checkpoint.meta.recipe.train.max_query_len
+        if len(ids) > limit:
+            self.cut.add(query)
+        return ids[:limit]
+
+    def warn_of_cut(self) -> None:
+        """Say how many queries were cut, if any."""
+        if self.cut:
+            log.warning(
+                "%d queries are cut to train.max_query_len=%d tokens, so those that differ only "
+                "further on are trained as one; shorten them or raise it",
+                len(self.cut),
+                self.checkpoint.meta.recipe.train.max_query_len,
+            )
+
+
 def load_triples(
     triples: TripleTexts, checkpoint: Checkpoint, view_names: Sequence[str], where: str
 ) -> UserTriples:
@@ -81,6 +110,7 @@ def load_triples(
     """
     row_of = {name: row for row, name in enumerate(view_names)}
     by_user: dict[int, list[tuple[Segment, int]]] = {}
+    encode_query = QueryEncoder(checkpoint)
     query_ids: dict[str, tuple[int, ...]] = {}
     answer_ids: dict[str, tuple[int, ...]] = {}
     topic_of: dict[str, int] = {}
@@ -95,12 +125,13 @@ def load_triples(
                 "make the triples again",
             )
         if query not in query_ids:
-            query_ids[query] = checkpoint.encode_query(query)
+            query_ids[query] = encode_query(query)
         if answer not in answer_ids:
             answer_ids[answer] = checkpoint.encode_answer(answer)
         segment = Segment(query_ids[query], answer_ids[answer])
         topic_number = topic_of.setdefault(topic, len(topic_of))
         by_user.setdefault(row_of[view.name], []).append((segment, topic_number))
+    encode_query.warn_of_cut()
     users = tuple(sorted(by_user))
     return UserTriples(
         users,

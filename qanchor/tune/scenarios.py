@@ -76,11 +76,13 @@ def tune(
 ) -> TuneSummary:
     """Tune scenarios of the data set, write scenario file and report, return the summary.
 
-    An existing file of the same checkpoint is extended. Raises ConfigError for an unknown name or
-    a file of another checkpoint, DataError for labels that cannot be learnt from.
+    An existing file of the same checkpoint is extended. Raises ConfigError for an unknown name, a
+    question too long or a file of another checkpoint, DataError for labels that cannot be learnt
+    from.
     """
     earlier = _earlier(out, checkpoint)
     chosen = _chosen(dataset.scenarios, names)
+    checkpoint.check_questions(chosen)
     users = cache_users(checkpoint, dataset, _labelled_users(dataset, chosen), settings)
     passes = _passes(checkpoint, users)
     temperature = settings.temperature or checkpoint.meta.recipe.loss.temperature
@@ -121,6 +123,7 @@ def compile_all(
     """
     earlier = _earlier(out, checkpoint)
     chosen = _chosen(with_replaced(dataset.scenarios, scenarios), names)
+    checkpoint.check_questions(chosen)
     everyone = {split: dataset.user_ids(split) for split in ("train", "valid")}
     users = cache_users(checkpoint, dataset, everyone, settings)
     passes = _passes(checkpoint, users)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from qanchor.bundle.manifest import ModelDims, Precision, asks_by_query, suffix_spec
-from qanchor.bundle.packing import Packer, SuffixQuery, UserSuffix, pack
+from qanchor.bundle.packing import Packer, SuffixQuery, UserSuffix, check_questions, pack
+from qanchor.config import Scenario
+from qanchor.errors import ConfigError
 
 USER_EMB = 99
 ROWS_2 = np.array([[1, 2, 3], [4, 5, 6]], dtype=np.float32)
@@ -114,3 +116,15 @@ def test_a_packer_keeps_no_step_of_several_users() -> None:
     found = packer.pack(users)
     assert packer.pack(users) is not found
     assert found.positions_S.tolist() == [10, 11, 3, 4]
+
+
+def test_a_question_longer_than_the_model_takes_is_told_by_name() -> None:
+    def words(text: str) -> tuple[int, ...]:
+        return tuple(range(len(text.split())))
+
+    fits = Scenario(name="churn", question="leaves this month", soft_prompt=((1.0,),) * 9)
+    silent = Scenario(name="old", question="a b c d e", soft_prompt=((1.0,),), is_compiled=True)
+    check_questions([fits, silent], words, 3)
+    long = Scenario(name="stay", question="does not leave soon")
+    with pytest.raises(ConfigError, match=r"stay\.question.* 4 tokens .* takes 3; shorten it, or"):
+        check_questions([fits, long], words, 3)

@@ -260,6 +260,22 @@ def test_users_too_few_for_a_batch_of_their_own_join_the_shard_before(
     assert index.num_users == (32, 38)
 
 
+def test_texts_longer_than_the_model_takes_are_told_once_for_all_shards(
+    recipe: Recipe, wallet: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = override(recipe, ["train.max_query_len=6"])
+    dataset = open_dataset(wallet / "data")
+    fresh_sources(short, dataset, wallet / "triples.parquet", tmp_path)
+    said = [record.getMessage() for record in caplog.records]
+    texts = read_triple_texts(wallet / "triples.parquet")
+    (cut,) = [message for message in said if "are cut" in message]
+    # Every query is in many shards, and counts once.
+    assert 0 < int(cut.split()[0]) <= len(set(texts.queries))
+    # What will be asked of the finished model is no error of training, but told before it.
+    (asked,) = [message for message in said if "tokens in the query template" in message]
+    assert asked.startswith(f"{dataset.scenarios[0].name}.question=")
+
+
 def test_a_triple_of_a_test_user_is_refused(recipe: Recipe, wallet: Path, tmp_path: Path) -> None:
     dataset = open_dataset(wallet / "data")
     table = pq.read_table(wallet / "triples.parquet").to_pylist()

@@ -1,8 +1,13 @@
 """Triples as the training loop holds them, and the order in which it visits them."""
 
+from dataclasses import replace
+
+import msgspec
 import numpy as np
+import pytest
 
 from qanchor.checkpoint import Checkpoint
+from qanchor.config import override
 from qanchor.data.views import View
 from qanchor.train.batches import Segment
 from qanchor.train.triples import BatchOrder, TripleTexts, UserTriples, load_triples
@@ -19,6 +24,26 @@ def test_a_text_may_be_question_and_answer(checkpoint: Checkpoint) -> None:
         Segment(checkpoint.encode_query("How active?"), checkpoint.encode_answer(text)),
     )
     assert segments[0].query != segments[1].answer
+
+
+def test_queries_that_are_cut_are_counted_once(
+    checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    view = View("u3", 0)
+    queries = ["How active?", "How active is the user?", "How active is the user?"]
+    texts = TripleTexts([view] * 3, ["a", "b", "c"], queries, ["no"] * 3)
+    whole = [checkpoint.encode_query(query) for query in queries]
+    recipe = override(checkpoint.meta.recipe, [f"train.max_query_len={len(whole[0])}"])
+    short = replace(checkpoint, meta=msgspec.structs.replace(checkpoint.meta, recipe=recipe))
+    (segments,) = load_triples(texts, checkpoint, [view.name], "triples").segments
+    assert [segment.query for segment in segments] == whole
+    assert not caplog.records
+    (segments,) = load_triples(texts, short, [view.name], "triples").segments
+    assert [segment.query for segment in segments] == [ids[: len(whole[0])] for ids in whole]
+    assert [one.getMessage() for one in caplog.records if "are cut" in one.message] == [
+        f"1 queries are cut to train.max_query_len={len(whole[0])} tokens, so those that differ "
+        "only further on are trained as one; shorten them or raise it"
+    ]
 
 
 def test_users_of_few_batches_wait_in_turn() -> None:

@@ -3,9 +3,11 @@
 import html
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -13,11 +15,14 @@ from qanchor import config
 from qanchor.bundle.scenario_file import ScenarioFile
 from qanchor.checkpoint import checkpoint_id, load_checkpoint
 from qanchor.cli import build_parser, main
-from qanchor.config import Scenario
+from qanchor.config import Scenario, override
 from qanchor.data.dataset import open_dataset
 from qanchor.data.measures import NUM_MEASURES
+from qanchor.errors import ConfigError
 from qanchor.eval.cli import subject_of
-from qanchor.eval.config import PARTS
+from qanchor.eval.config import PARTS, EvalConfig
+from qanchor.eval.evaluate import evaluate
+from qanchor.eval.methods import Subject
 from qanchor.eval.results import Evaluation
 
 FEW = ["--set", "num_draws=20", "--set", "plot_users=20", "--set", "attention_users=4"]
@@ -188,6 +193,30 @@ def test_parts_can_be_left_out_and_wrong_words_are_told(
         wrong.write_text(wordings)
         assert main([*base, "--wordings", str(wrong)]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_question_longer_than_a_model_takes_is_told_before_any_work(
+    wallet: Path, run_dir: Path
+) -> None:
+    checkpoint, dataset = load_checkpoint(run_dir / "checkpoint"), open_dataset(wallet)
+    first, *rest = dataset.scenarios
+    # Two that differ only where the model would not hear it.
+    base = first.question * 20
+    longer = [Scenario(name=name, question=base + name) for name in ("stay", "leave")]
+    limit = checkpoint.meta.recipe.train.max_query_len
+    asked = replace(dataset, scenarios=(first, *longer, *rest))
+    with pytest.raises(ConfigError, match=rf"stay\.question=.* takes {limit}; shorten it"):
+        evaluate(Subject(checkpoint), asked, EvalConfig(parts=()))
+    settings = EvalConfig(wordings={first.name: ("Soon?", base)})
+    with pytest.raises(ConfigError, match=rf"{first.name}\.question=.* takes {limit}"):
+        evaluate(Subject(checkpoint), dataset, settings)
+    tuned = Scenario(name=first.name, question=base, soft_prompt=((0.5,) * 32,))
+    with pytest.raises(ConfigError, match=rf"{first.name}\.question=.* takes {limit}"):
+        evaluate(Subject(checkpoint, tuned=(tuned,)), dataset, EvalConfig(parts=()))
+    silent = override(checkpoint.meta.recipe, ["train.max_query_len=3"])
+    other = replace(checkpoint, meta=msgspec.structs.replace(checkpoint.meta, recipe=silent))
+    with pytest.raises(ConfigError, match=rf"{first.name}\.question=.* takes 3"):
+        evaluate(Subject(checkpoint, untrained=other), dataset, EvalConfig(parts=()))
 
 
 def test_all_models_run_where_models_that_are_not_trained_run(

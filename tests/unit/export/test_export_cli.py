@@ -2,14 +2,19 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qanchor.bundle.reader import open_bundle
 from qanchor.bundle.tolerance import EXACT
-from qanchor.errors import QAnchorError
+from qanchor.config import Scenario
+from qanchor.errors import ConfigError, QAnchorError
+from qanchor_export.bundle_writer import export_bundle
 from qanchor_export.cli import add_parser
+from qanchor_export.random_source import TINY, method_schema, random_source
+from qanchor_export.reference import encode_query
 from qanchor_export.verify import Check
 
 
@@ -55,6 +60,23 @@ def test_verify_fails_where_torch_said_something_else(
     out = capsys.readouterr().out
     assert "FAILED" in out
     assert json.loads(out.splitlines()[-1])["ok"] is False
+
+
+def test_a_question_the_server_would_refuse_is_not_exported(tmp_path: Path) -> None:
+    source = random_source(TINY, method_schema())
+    question = "Will the user cancel the subscription within 30 days?"
+    num_tokens = len(encode_query(source, question))
+    rows = ((0.5,) * TINY.hidden_dim,) * 2
+    scenarios = (
+        Scenario(name="churn", question=question),
+        Scenario(name="tuned", question="Soon?", soft_prompt=rows),
+    )
+    # One token of the suffix is <USER_EMB>, two belong to the soft prompt.
+    short = replace(source, scenarios=scenarios, max_query_len=num_tokens + 2)
+    with pytest.raises(ConfigError, match=f"churn.* {num_tokens} tokens .* takes {num_tokens - 1}"):
+        export_bundle(short, tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
+    assert replace(short, max_query_len=num_tokens + 3).max_text_len == num_tokens
 
 
 @pytest.mark.parametrize(

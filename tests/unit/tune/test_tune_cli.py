@@ -1,6 +1,7 @@
 """`qanchor tune`, `compile` and `eval --scenarios` on a small wallet, as a user runs them."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,6 +122,24 @@ def test_wrong_use_is_told_before_any_work(
     assert not (tmp_path / "bundle").exists()
     assert main(["export", "--random", "--scenarios", str(out), str(tmp_path / "bundle")]) == 2
     assert "--random" in capsys.readouterr().err
+
+
+def test_a_question_longer_than_the_model_takes_is_told_before_any_work(
+    wallet: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, place = load_checkpoint(Path(wallet[0])), tmp_path / "short"
+    recipe = override(checkpoint.meta.recipe, ["train.max_query_len=4"])
+    meta = msgspec.structs.replace(checkpoint.meta, recipe=recipe)
+    save_checkpoint(replace(checkpoint, meta=meta), place)
+    for words in (
+        ["tune", str(place), wallet[1], str(tmp_path / "x.json"), *NAMES],
+        ["compile", str(place), wallet[1], str(tmp_path / "x.json"), *NAMES],
+        ["export", str(place), str(tmp_path / "bundle")],
+    ):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert re.search(r"_\d+d\.question=.* tokens .* takes 4; shorten it, or train", said)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["short"]
 
 
 def test_a_model_that_hears_no_query_is_not_tuned(
