@@ -59,7 +59,8 @@ def main() -> int:
     qanchor(f"pretrain {data} {run} --set train.steps={args.steps} --set train.warmup_steps=50")
     qanchor(f"export {run}/checkpoint {bundle}")
     qanchor(f"verify {bundle} --checkpoint {run}/checkpoint")
-    dataset = open_dataset(data)
+    opened = open_dataset(data)
+    dataset = judged_users(opened, opened.user_ids()).narrowed(opened)
     trained, untrained = load_checkpoint(run / "checkpoint"), load_checkpoint(run / "untrained")
     probes = [probe_all(checkpoint, dataset) for checkpoint in (trained, untrained)]
     users = dataset.user_ids("test")[:NUM_USERS_ASKED]

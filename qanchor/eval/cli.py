@@ -18,7 +18,8 @@ Embed every user of a data set for each of its scenarios, fit a linear probe on 
 choose its strength on valid, report AUC and KS on test with 95 % bootstrap intervals. Beside it
 stand the untrained model of the same run, one question for all scenarios, mean-pooled event
 vectors and hand-made features; then zero-shot scoring, what a query changes, where the embedding
-token looks, and plots. --without leaves parts out; --max-users makes it quicker and noisier.
+token looks, and plots. --without leaves parts out; --max-users makes it quicker and noisier. A
+scenario that lacks users of both classes in a split is left out; log, JSON and page say so.
 
   qanchor eval runs/oulad/checkpoint data/oulad --out eval.json --report eval.html
   qanchor eval runs/oulad/checkpoint data/oulad --wordings wordings.json --report eval.html

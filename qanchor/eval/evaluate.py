@@ -6,7 +6,7 @@ wordings are asked of test users alone.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,14 +63,15 @@ def evaluate(subject: Subject, dataset: Dataset, settings: EvalConfig) -> Evalua
     """Judge a checkpoint on a data set.
 
     Raises ConfigError for a checkpoint that does not put users into words as the data set does, a
-    scenario the data set does not have or a question too long, DataError when it has no scenarios
-    or labels.
+    scenario the data set does not have or a question too long, DataError when no scenario can be
+    judged.
     """
     main, parts = subject.checkpoint, settings.parts
     _check_known(dataset, subject.tuned)
     _check_fits(subject, dataset, settings)
     rendered = render_users(dataset, chosen_users(dataset, settings.max_users))
     judged = judged_users(dataset, rendered.user_ids)
+    dataset, subject = judged.narrowed(dataset), _narrowed(subject, judged)
     bootstrap = Bootstrap(len(judged.test_rows), settings.num_draws, settings.seed)
     corpus = encoded_corpus(main, rendered)
     embedded = embed_everybody(subject, corpus, dataset)
@@ -101,6 +102,7 @@ def evaluate(subject: Subject, dataset: Dataset, settings: EvalConfig) -> Evalua
         queries=_queries(settings, judged, embedded, bootstrap),
         few_labels=_few_labels(settings, judged, embedded, matrix_UF, bootstrap),
         attention=_attention(subject, dataset, settings, judged, corpus),
+        skipped=judged.skipped,
     )
     return Evaluated(evaluation, _projections(subject, settings, judged, embedded))
 
@@ -137,6 +139,11 @@ def _check_known(dataset: Dataset, tuned: Sequence[Scenario]) -> None:
         log.warning("not in the scenario file, so judged untuned: %s", ", ".join(left))
 
 
+def _narrowed(subject: Subject, judged: JudgedUsers) -> Subject:
+    tuned = [scenario for scenario in subject.tuned if scenario.name in judged.by_scenario]
+    return replace(subject, tuned=tuple(tuned))
+
+
 def _differences(methods: Sequence[Judged]) -> tuple[Difference, ...]:
     """The first method minus each baseline, and its tuned form minus itself."""
     main, *others = methods
@@ -158,13 +165,18 @@ def _zero_shot(
     if "zero-shot" not in settings.parts:
         return None
     judged = comparison.judged
-    asked = [question for questions in settings.wordings.values() for question in questions]
+    wordings = {
+        name: questions
+        for name, questions in settings.wordings.items()
+        if name in judged.by_scenario
+    }
     worded = {}
-    if asked:
+    if wordings:
+        asked = [question for questions in wordings.values() for question in questions]
         test_rows = judged.test_rows.tolist()
         found_UWZ = embed_corpus(subject.checkpoint, corpus, asked, test_rows)
-        ends = np.cumsum([len(questions) for questions in settings.wordings.values()])
-        worded = dict(zip(settings.wordings, np.split(found_UWZ, ends[:-1], axis=1), strict=True))
+        ends = np.cumsum([len(questions) for questions in wordings.values()])
+        worded = dict(zip(wordings, np.split(found_UWZ, ends[:-1], axis=1), strict=True))
     return zero_shot(
         subject.checkpoint,
         comparison.dataset.scenarios,
@@ -179,7 +191,8 @@ def _zero_shot(
 def _queries(
     settings: EvalConfig, judged: JudgedUsers, embedded: Embedded, bootstrap: Bootstrap
 ) -> QueryEffect | None:
-    if "queries" not in settings.parts:
+    # A question alone has no others to be compared with.
+    if "queries" not in settings.parts or len(judged.by_scenario) < 2:
         return None
     return query_effect(embedded.plain_UQZ, judged, bootstrap)
 

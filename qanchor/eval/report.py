@@ -16,6 +16,7 @@ from qanchor.eval.results import (
     MethodScore,
     QueryEffect,
     ScenarioScore,
+    SkippedScenario,
     ZeroShot,
     ZeroShotScore,
 )
@@ -28,7 +29,7 @@ def document(result: Evaluation, projections: Sequence[Projection], dataset_note
     sections = [
         _overview(result),
         methods_section(result.methods, result.differences),
-        scenario_section(result.methods),
+        scenario_section(result.methods, result.skipped),
     ]
     if result.zero_shot:
         sections.append(_zero_shot(result.zero_shot))
@@ -156,11 +157,15 @@ def _difference_cell(found: Difference | None, main: str) -> Cell:
     return Cell(f"{sign * found.auc:+.4f}", sign * found.auc, note=_signed(bounds))
 
 
-def scenario_section(methods: Sequence[MethodScore]) -> Section:
-    """AUC and KS of every method by scenario."""
+def scenario_section(methods: Sequence[MethodScore], skipped: Sequence[SkippedScenario]) -> Section:
+    """AUC and KS of every method by scenario, and which scenarios could not be judged."""
+    text = "The best embedding or feature set of each row is set in bold."
+    if skipped:
+        reasons = " ".join(f"{one.scenario}: {one.reason}." for one in skipped)
+        text += f" Left out everywhere, as it takes users of both classes in each split: {reasons}"
     return Section(
         "By scenario",
-        "The best embedding or feature set of each row is set in bold.",
+        text,
         tables=(
             _scenario_table(methods, "Test AUC", lambda one: (one.auc, one.auc_interval)),
             _scenario_table(methods, "Test KS", lambda one: (one.ks, one.ks_interval)),

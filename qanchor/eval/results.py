@@ -10,6 +10,13 @@ from qanchor.eval.bootstrap import Interval
 Kind = Literal["query-conditioned", "embedding baseline", "features baseline"]
 
 
+class SkippedScenario(Config, frozen=True, kw_only=True):
+    """A scenario that was left out."""
+
+    scenario: str
+    reason: str
+
+
 class ScenarioScore(Config, frozen=True, kw_only=True):
     """Probe quality of one scenario on the test users that have a label."""
 
@@ -185,6 +192,8 @@ class Evaluation(Config, frozen=True, kw_only=True):
     queries: QueryEffect | None = None
     few_labels: FewLabels | None = None
     attention: Attention | None = None
+    skipped: tuple[SkippedScenario, ...] = ()
+    """Scenarios that no part judges; averages are over the others."""
 
     def method(self, name: str) -> MethodScore | None:
         """The method of that name, if it was judged."""

@@ -15,7 +15,7 @@ def document(result: StudyResult) -> Document:
     if result.curves:
         plots = tuple(_plot(result, one) for one in result.curves)
         sections.append(Section("Curves", "Average test AUC with 95 % intervals.", plots=plots))
-    sections += [scenario_section(scores), _settings(result)]
+    sections += [scenario_section(scores, result.skipped), _settings(result)]
     return Document(
         title=f"{result.title} on {result.dataset}",
         subtitle=f"Recipe {result.recipe}. {result.text}",

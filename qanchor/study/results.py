@@ -2,7 +2,7 @@
 
 from qanchor.config import Config
 from qanchor.environment import Environment
-from qanchor.eval.results import Difference, MethodScore, shown
+from qanchor.eval.results import Difference, MethodScore, SkippedScenario, shown
 from qanchor.study.plan import Curve, Variant
 
 
@@ -31,6 +31,8 @@ class StudyResult(Config, frozen=True, kw_only=True):
     environment: Environment
     outcomes: tuple[VariantOutcome, ...]
     curves: tuple[Curve, ...] = ()
+    skipped: tuple[SkippedScenario, ...] = ()
+    """Scenarios that are not judged; averages are over the others."""
 
     def outcome(self, name: str) -> VariantOutcome:
         """The outcome of the variant of that name."""

@@ -69,6 +69,7 @@ def run_study(given: StudyInput, study_dir: Path, jobs: int = 1) -> StudyResult:
             for one, judgement in zip(done, judgements, strict=True)
         ),
         curves=given.study.curves,
+        skipped=judged.skipped,
     )
 
 

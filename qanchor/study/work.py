@@ -133,18 +133,19 @@ class Work:
         return Probed(tests, done.valid_auc, done.num_features)
 
     def _probe(self, variant: Variant, checkpoint: Checkpoint) -> Probed:
-        checkpoint.check_questions(self.dataset.scenarios)
+        dataset = self.judged.narrowed(self.dataset)
+        checkpoint.check_questions(dataset.scenarios)
         corpus = encoded_corpus(checkpoint, self.rendered)
         if not variant.prompt_rows:
-            tables = question_tables(checkpoint, corpus, self.dataset)
+            tables = question_tables(checkpoint, corpus, dataset)
             return probe_all(self.judged, tables, variant.name)
         out = self._path(variant, ".scenarios.json")
         out.parent.mkdir(exist_ok=True)
         # Of an earlier, unfinished try: tuning would count its versions on.
         out.unlink(missing_ok=True)
         settings = self._tuning(variant)
-        tune(checkpoint, self.dataset, [], out, settings)
-        scenarios = with_replaced(self.dataset.scenarios, read_scenario_file(out).scenarios)
+        tune(checkpoint, dataset, [], out, settings)
+        scenarios = with_replaced(dataset.scenarios, read_scenario_file(out).scenarios)
         embeddings_UQZ = embed_corpus(checkpoint, corpus, scenarios)
         return probe_all(self.judged, columns(embeddings_UQZ), variant.name)
 

@@ -4,6 +4,7 @@
 environment, quality per scenario, positions computed and saved.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,15 @@ from qanchor.checkpoint import Checkpoint, checkpoint_id
 from qanchor.config import Config, Scenario, nearest
 from qanchor.data.dataset import LABELS_FILE, Dataset
 from qanchor.environment import Environment, environment
-from qanchor.errors import ConfigError
+from qanchor.errors import ConfigError, DataError
+from qanchor.eval.results import SkippedScenario
 from qanchor.tune.compiling import CompileReport, compile_scenario
 from qanchor.tune.config import CompileConfig, TuneConfig
 from qanchor.tune.suffix_pass import SuffixPass
 from qanchor.tune.tuning import TuneReport, tune_scenario
-from qanchor.tune.users import CachedUsers, cache_users, labelled_rows
+from qanchor.tune.users import CachedUsers, LabelledRows, cache_users, labelled_rows
+
+log = logging.getLogger(__name__)
 
 
 class Reuse(Config, frozen=True, kw_only=True):
@@ -58,6 +62,8 @@ class TuneSummary(_Summary, frozen=True, kw_only=True):
 
     settings: TuneConfig
     scenarios: tuple[TuneReport, ...]
+    skipped: tuple[SkippedScenario, ...] = ()
+    """Those whose labels cannot be learnt from."""
 
 
 class CompileSummary(_Summary, frozen=True, kw_only=True):
@@ -76,9 +82,9 @@ def tune(
 ) -> TuneSummary:
     """Tune scenarios of the data set, write scenario file and report, return the summary.
 
-    An existing file of the same checkpoint is extended. Raises ConfigError for an unknown name, a
-    question too long or a file of another checkpoint, DataError for labels that cannot be learnt
-    from.
+    No names: all scenarios but those whose labels cannot be learnt from. An existing file of the
+    same checkpoint is extended. Raises ConfigError for an unknown name, a question too long or a
+    file of another checkpoint, DataError where a named scenario or all cannot be learnt from.
     """
     earlier = _earlier(out, checkpoint)
     chosen = _chosen(dataset.scenarios, names)
@@ -86,13 +92,14 @@ def tune(
     users = cache_users(checkpoint, dataset, _labelled_users(dataset, chosen), settings)
     passes = _passes(checkpoint, users)
     temperature = settings.temperature or checkpoint.meta.recipe.loss.temperature
+    learnable, skipped = _learnable(dataset, chosen, users, is_named=bool(names))
     made, reports = [], []
-    for scenario in chosen:
+    for scenario, labelled in learnable:
         tuned, quality = tune_scenario(
             passes,
             _newest(scenario, earlier),
             checkpoint.encode_query(scenario.question),
-            labelled_rows(dataset, scenario.name, users),
+            labelled,
             settings,
             temperature,
         )
@@ -102,6 +109,7 @@ def tune(
         **_written(out, checkpoint, dataset, with_replaced(earlier.values(), made), passes),
         settings=settings,
         scenarios=tuple(reports),
+        skipped=skipped,
     )
     config.save(summary, report_path(out))
     return summary
@@ -131,13 +139,13 @@ def compile_all(
     known = {scenario.name for scenario in dataset.scenarios}
     made, reports = [], []
     for scenario in chosen:
-        is_judged = has_labels and scenario.name in known
+        is_labelled = has_labels and scenario.name in known
         compiled, quality = compile_scenario(
             passes,
             _newest(scenario, earlier),
             scenario_suffix(scenario, checkpoint.encode_query, checkpoint.hidden_dim),
             users,
-            labelled_rows(dataset, scenario.name, users) if is_judged else None,
+            _probe_labels(dataset, scenario.name, users) if is_labelled else None,
             settings,
         )
         made.append(compiled)
@@ -189,6 +197,38 @@ def _labelled_users(dataset: Dataset, scenarios: Sequence[Scenario]) -> dict[str
         split: [user for user in dataset.user_ids(split) if user in labelled]
         for split in ("train", "valid")
     }
+
+
+def _learnable(
+    dataset: Dataset, scenarios: Sequence[Scenario], users: CachedUsers, *, is_named: bool
+) -> tuple[list[tuple[Scenario, dict[str, LabelledRows]]], tuple[SkippedScenario, ...]]:
+    """Scenarios with their labels, and those left out as their labels cannot be learnt from.
+
+    Raises DataError for such a one where `is_named`, and where none is left.
+    """
+    found: list[tuple[Scenario, dict[str, LabelledRows]]] = []
+    skipped: list[SkippedScenario] = []
+    for scenario in scenarios:
+        try:
+            found.append((scenario, labelled_rows(dataset, scenario.name, users)))
+        except DataError as error:
+            is_last = not found and len(skipped) + 1 == len(scenarios)
+            if is_named or is_last:
+                raise
+            log.warning("scenario %s is not tuned: %s", scenario.name, error)
+            skipped.append(SkippedScenario(scenario=scenario.name, reason=str(error)))
+    return found, tuple(skipped)
+
+
+def _probe_labels(
+    dataset: Dataset, scenario: str, users: CachedUsers
+) -> dict[str, LabelledRows] | None:
+    """Labels for the probes of a report; None, with a warning, where they tell nothing."""
+    try:
+        return labelled_rows(dataset, scenario, users)
+    except DataError as error:
+        log.warning("scenario %s is compiled without probes: %s", scenario, error)
+        return None
 
 
 def _passes(checkpoint: Checkpoint, users: CachedUsers) -> SuffixPass:

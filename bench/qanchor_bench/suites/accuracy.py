@@ -45,7 +45,8 @@ class Sides:
 def run(bench: Bench) -> Findings:
     """Embed, compare, probe."""
     scenario = bench.scenario
-    dataset = open_dataset(Path(scenario.dataset))
+    opened = open_dataset(Path(scenario.dataset))
+    dataset = judged_users(opened, chosen_users(opened, scenario.users[0])).narrowed(opened)
     exact = msgspec.structs.replace(scenario, precision="float32", kv_dtype=None)
     bundles = (open_bundle(bundle_of(exact, bench.scratch)), bench.bundle)
     runners = [BundleRunner(bundle, num_threads=bench.threads) for bundle in bundles]

@@ -1,11 +1,16 @@
 """The tiny model of the core tests, and a small wallet with a tiny trained run on it."""
 
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from qanchor.config import override
-from qanchor.data.dataset import open_dataset
+from qanchor.data.dataset import LABELS_FILE, Dataset, open_dataset
 from qanchor.data.useru import write_triples
 from qanchor.data.wallet import generate_wallet
 from qanchor.train.pretrain import pretrain
@@ -49,3 +54,36 @@ def run_dir(wallet: Path, tiny_mini: Recipe, tmp_path_factory: pytest.TempPathFa
     write_triples(dataset, place / "triples.parquet")
     pretrain(tiny_mini, dataset, place / "triples.parquet", place / "run")
     return place / "run"
+
+
+def relabelled(
+    wallet: Path, target: Path, label_of: Callable[[str, str, int], int | None]
+) -> Dataset:
+    """The wallet with other labels: `label_of(scenario, split, label)`, None drops a label."""
+    shutil.copytree(wallet, target)
+    dataset, table = open_dataset(target), pq.read_table(target / LABELS_FILE)
+    splits = [dataset.split_of[str(user)] for user in table["user_id"].to_pylist()]
+    rows = zip(table["scenario"].to_pylist(), splits, table["label"].to_pylist(), strict=True)
+    labels = pa.array([label_of(*row) for row in rows], table["label"].type)
+    place = table.column_names.index("label")
+    pq.write_table(
+        table.set_column(place, "label", labels).filter(labels.is_valid()), target / LABELS_FILE
+    )
+    return dataset
+
+
+@pytest.fixture(scope="session")
+def one_sided(wallet: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Four scenarios; of the second no test user has label 1, of the fourth no valid user a label.
+
+    What their users did is as it was.
+    """
+    names = [scenario.name for scenario in open_dataset(wallet).scenarios]
+
+    def label_of(scenario: str, split: str, label: int) -> int | None:
+        if (scenario, split) == (names[1], "test"):
+            return 0
+        return None if (scenario, split) == (names[3], "valid") else label
+
+    dataset = relabelled(wallet, tmp_path_factory.mktemp("one-sided") / "data", label_of)
+    return replace(dataset, scenarios=dataset.scenarios[:4])

@@ -1,3 +1,3 @@
 """The small wallet and toy recipe of the evaluation's tests."""
 
-from tests.unit.eval.conftest import tiny_mini, wallet  # noqa: F401
+from tests.unit.eval.conftest import one_sided, tiny_mini, wallet  # noqa: F401

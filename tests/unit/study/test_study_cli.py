@@ -9,9 +9,18 @@ import pytest
 from qanchor import config
 from qanchor.checkpoint import load_checkpoint
 from qanchor.cli import main
+from qanchor.config import override
+from qanchor.data.dataset import Dataset
+from qanchor.report.document import write_html
 from qanchor.study import runs
+from qanchor.study.plan import Study, Variant
+from qanchor.study.report import document
 from qanchor.study.results import StudyResult
+from qanchor.study.runner import StudyInput, run_study
+from qanchor.study.work import StudyConfig
 from qanchor.train import pretrain as training
+from qanchor.train.recipes import Recipe
+from qanchor.tune.config import TuneConfig
 from tests.unit.eval.conftest import TINY
 
 STUDY = """
@@ -157,3 +166,25 @@ def test_wrong_use_is_told_before_any_work(
     assert main([*base, "--jobs", "0"]) == 2
     assert "--jobs" in capsys.readouterr().err
     assert not (tmp_path / "study").exists()
+
+
+def test_a_scenario_without_both_classes_is_left_out_of_judging_alone(
+    one_sided: Dataset, tiny_mini: Recipe, tmp_path: Path
+) -> None:
+    names = [scenario.name for scenario in one_sided.scenarios]
+    plain = Variant(name="plain", is_pretrained=False)
+    tuned = Variant(name="tuned", is_pretrained=False, prompt_rows=1)
+    given = StudyInput(
+        study=Study(title="Small", variants=(plain, tuned)),
+        recipe=override(tiny_mini, ["train.steps=1"]),
+        dataset=one_sided,
+        settings=StudyConfig(tune=TuneConfig(steps=1, max_train_users=40), num_draws=5),
+    )
+    result = run_study(given, tmp_path)
+    assert [one.scenario for one in result.skipped] == [names[1], names[3]]
+    for outcome in result.outcomes:
+        assert [one.scenario for one in outcome.scores.scenarios] == names[0:3:2]
+    write_html(document(result), tmp_path / "page.html")
+    assert f"{names[3]}: {result.skipped[1].reason}." in (tmp_path / "page.html").read_text()
+    checkpoint = load_checkpoint(tmp_path / result.outcomes[0].checkpoint)
+    assert [scenario.name for scenario in checkpoint.meta.scenarios] == names

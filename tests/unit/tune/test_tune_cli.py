@@ -8,11 +8,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from qanchor import config
 from qanchor.bundle.scenario_file import read_scenario_file
 from qanchor.checkpoint import load_checkpoint, save_checkpoint
 from qanchor.cli import main
 from qanchor.config import override
-from qanchor.data.dataset import open_dataset
+from qanchor.data.dataset import SCENARIOS_FILE, load_scenarios, open_dataset
 from qanchor.data.useru import write_triples
 from qanchor.data.wallet import generate_wallet
 from qanchor.eval.config import EvalConfig
@@ -20,6 +21,7 @@ from qanchor.eval.evaluate import evaluate
 from qanchor.eval.methods import Subject
 from qanchor.train.recipes import mini
 from qanchor.train.setup import prepare
+from tests.unit.eval.conftest import relabelled
 
 QUICK = ["steps=4", "batch_users=16", "evaluate_every=2", "max_valid_users=60"]
 SET = [word for assignment in QUICK for word in ("--set", assignment)]
@@ -122,6 +124,35 @@ def test_wrong_use_is_told_before_any_work(
     assert not (tmp_path / "bundle").exists()
     assert main(["export", "--random", "--scenarios", str(out), str(tmp_path / "bundle")]) == 2
     assert "--random" in capsys.readouterr().err
+
+
+def test_all_scenarios_but_those_that_tell_no_classes_apart_are_tuned(
+    wallet: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def label_of(scenario: str, split: str, label: int) -> int | None:
+        if (scenario, split) == ("login_7d", "valid"):
+            return 0
+        return label if scenario in ("active_30d", "login_7d") else None
+
+    relabelled(Path(wallet[1]), tmp_path / "data", label_of)
+    place, out = tmp_path / "data", str(tmp_path / "x.json")
+    scenarios = load_scenarios(place / SCENARIOS_FILE)
+    kept = [scenario for scenario in scenarios if scenario.name in ("active_30d", "login_7d")]
+    config.save(kept, place / SCENARIOS_FILE)
+    given = [wallet[0], str(place), out]
+    assert main(["tune", *given, "--all", *SET]) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [one["scenario"] for one in last["scenarios"]] == ["active_30d"]
+    assert [one["scenario"] for one in last["skipped"]] == ["login_7d"]
+    assert "valid users must show the same labels" in last["skipped"][0]["reason"]
+    assert [one.name for one in read_scenario_file(Path(out)).scenarios] == ["active_30d"]
+    # Who is asked for by name is not left out in silence.
+    assert main(["tune", *given, "--scenario", "login_7d", *SET]) == 2
+    assert "valid users must show the same labels" in capsys.readouterr().err
+    # Compiling learns nothing from labels: only the probes of its report are missing.
+    assert main(["compile", *given, "--scenario", "login_7d", *SET]) == 0
+    (report,) = json.loads(capsys.readouterr().out.splitlines()[-1])["scenarios"]
+    assert report["probe_auc_text"] is None
 
 
 def test_a_question_longer_than_the_model_takes_is_told_before_any_work(

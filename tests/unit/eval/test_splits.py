@@ -1,0 +1,107 @@
+"""Who is judged on what: scenarios without both classes are left out."""
+
+from pathlib import Path
+
+import pytest
+
+from qanchor.checkpoint import load_checkpoint
+from qanchor.config import Scenario
+from qanchor.data.dataset import Dataset
+from qanchor.errors import DataError
+from qanchor.eval.config import EvalConfig
+from qanchor.eval.evaluate import Evaluated, evaluate
+from qanchor.eval.methods import Subject
+from qanchor.eval.report import document
+from qanchor.eval.results import SkippedScenario, difference_table, markdown_table
+from qanchor.eval.splits import judged_users
+from qanchor.report.document import write_html
+from tests.unit.eval.conftest import relabelled
+
+
+def test_a_scenario_without_both_classes_is_left_out_and_the_others_are_judged(
+    one_sided: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second, third, fourth = (scenario.name for scenario in one_sided.scenarios)
+    judged = judged_users(one_sided, one_sided.user_ids())
+    assert list(judged.by_scenario) == [first, third]
+    assert [scenario.name for scenario in judged.narrowed(one_sided).scenarios] == [first, third]
+    num_test = sum(one_sided.split_of[user] == "test" for user in one_sided.labels(second)[0])
+    assert judged.skipped == (
+        SkippedScenario(
+            scenario=second, reason=f"all {num_test} labelled users of test have label 0"
+        ),
+        SkippedScenario(scenario=fourth, reason="no user of valid has a label"),
+    )
+    assert all(one.reason in caplog.text for one in judged.skipped)
+
+
+def test_it_is_an_error_only_when_no_scenario_is_left(wallet: Path, tmp_path: Path) -> None:
+    nobody = relabelled(wallet, tmp_path / "data", lambda *_: 0)
+    everybody = nobody.user_ids()
+    with pytest.raises(DataError, match=r"no scenario has users of both.*; label users of the oth"):
+        judged_users(nobody, everybody)
+    with pytest.raises(DataError, match=r"no scenario has users of both.*; judge more users"):
+        judged_users(nobody, everybody[:50])
+
+
+@pytest.fixture(scope="module")
+def evaluated(one_sided: Dataset, run_dir: Path) -> Evaluated:
+    """Every part that goes by scenario, with soft prompts and wordings for the skipped, too."""
+    rows = ((0.5,) * 32,)
+    tuned = [
+        Scenario(name=one.name, question=one.question, soft_prompt=rows)
+        for one in one_sided.scenarios[1:3]
+    ]
+    settings = EvalConfig(
+        parts=("universal", "zero-shot", "queries", "few-labels", "attention", "plots"),
+        num_draws=10,
+        label_counts=(10,),
+        label_draws=2,
+        attention_users=2,
+        plot_users=20,
+        wordings={one.name: (f"{one.question} Soon?",) for one in one_sided.scenarios},
+    )
+    checkpoint = load_checkpoint(run_dir / "checkpoint")
+    subject = Subject(checkpoint, untrained=checkpoint, tuned=tuple(tuned))
+    return evaluate(subject, one_sided, settings)
+
+
+def test_every_part_of_an_evaluation_goes_on_without_it(
+    evaluated: Evaluated, one_sided: Dataset
+) -> None:
+    first, second, third, fourth = (scenario.name for scenario in one_sided.scenarios)
+    result = evaluated.evaluation
+    assert [one.scenario for one in result.skipped] == [second, fourth]
+    for method in result.methods:
+        assert [score.scenario for score in method.scenarios] == [first, third]
+    main, tuned = result.methods[0], result.method("prompt-tuned")
+    assert tuned is not None
+    # The soft prompt is that of the third scenario, wherever it stood in file and data set.
+    assert tuned.scenarios[0] == main.scenarios[0]
+    assert result.zero_shot is not None
+    assert [one.scenario for one in result.zero_shot.scenarios] == [first, third]
+    assert [one.wordings[0].question for one in result.zero_shot.scenarios] == [
+        f"{one.question} Soon?" for one in one_sided.scenarios[0:3:2]
+    ]
+    assert result.queries is not None
+    assert result.queries.scenarios == (first, third)
+    assert result.few_labels is not None
+    assert result.attention is not None
+    assert [(one.scenario, one.is_tuned) for one in result.attention.shares] == [
+        (first, False),
+        (third, False),
+        (third, True),
+    ]
+    assert [one.scenario for one in evaluated.projections] == [first, third, third]
+
+
+def test_the_page_says_what_was_left_out_and_why(
+    evaluated: Evaluated, one_sided: Dataset, tmp_path: Path
+) -> None:
+    result = evaluated.evaluation
+    write_html(document(result, (), ""), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    for one in result.skipped:
+        assert f"{one.scenario}: {one.reason}." in page
+    table = markdown_table(result.methods) + difference_table(result.differences)
+    assert one_sided.scenarios[1].name not in table
