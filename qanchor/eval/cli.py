@@ -77,7 +77,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "few-labels, attention, plots",
     )
     parser.add_argument(
-        "--max-users", type=int, default=0, help="users per split; quicker and noisier (0 = all)"
+        "--max-users",
+        type=int,
+        default=0,
+        help="users per split, drawn at random but always the same: quicker and noisier figures, "
+        "to be compared with those of the same limit alone (0 = all)",
     )
     add_set_argument(parser, "--set num_draws=200 (qanchor/eval/config.py)")
     parser.add_argument("--out", type=Path, help="write the result as JSON")

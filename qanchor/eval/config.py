@@ -51,7 +51,7 @@ class EvalConfig(Config, frozen=True, kw_only=True):
     parts: tuple[Part, ...] = PARTS
     """What is judged beside the query-conditioned embeddings and the untrained model."""
     max_users: int = 0
-    """Users per split; quicker and noisier (0 = all)."""
+    """Users per split, drawn at random; quicker and noisier (0 = all)."""
     num_draws: int = 1000
     """Bootstrap draws of the test users."""
     seed: int = 0

@@ -17,6 +17,8 @@ from qanchor.eval.results import SkippedScenario
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid", "test")
+USERS_SEED = 8
+"""Of the users that a limit leaves."""
 IntArray = npt.NDArray[np.int64]
 
 
@@ -59,8 +61,17 @@ class JudgedUsers:
 
 
 def chosen_users(dataset: Dataset, max_users: int) -> list[str]:
-    """The first `max_users` users of each split (0: all)."""
-    return [user for split in SPLITS for user in dataset.user_ids(split)[: max_users or None]]
+    """`max_users` users of each split (0: all) in the order of their ids.
+
+    They are drawn at random, always the same, smaller limits within larger ones: the lowest ids
+    are often the oldest users.
+    """
+    chosen = []
+    for number, split in enumerate(SPLITS):
+        users = dataset.user_ids(split)
+        drawn = np.random.default_rng([USERS_SEED, number]).permutation(len(users))
+        chosen += [users[place] for place in np.sort(drawn[: max_users or None])]
+    return chosen
 
 
 def judged_users(dataset: Dataset, users: Sequence[str]) -> JudgedUsers:

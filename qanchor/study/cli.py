@@ -40,7 +40,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--only", action="append", default=[], metavar="NAME", help="variant or curve; repeatable"
     )
     parser.add_argument(
-        "--max-users", type=int, default=0, help="users per split that are judged (0 = all)"
+        "--max-users",
+        type=int,
+        default=0,
+        help="users per split that are judged, drawn at random but always the same (0 = all)",
     )
     parser.add_argument(
         "--jobs",

@@ -26,7 +26,7 @@ from qanchor.eval.bootstrap import TestScores
 from qanchor.eval.embed import embed_corpus, encoded_corpus
 from qanchor.eval.judge import Probed, probe_all
 from qanchor.eval.methods import columns, question_tables
-from qanchor.eval.splits import JudgedUsers
+from qanchor.eval.splits import USERS_SEED, JudgedUsers
 from qanchor.study.plan import Variant
 from qanchor.study.runs import VariantRun, checkpoint_of, digest
 from qanchor.train.corpus import RenderedCorpus
@@ -41,7 +41,7 @@ class StudyConfig(Config, frozen=True, kw_only=True):
     tune: TuneConfig = TuneConfig()
     """Of variants that are tuned; the number of rows is the variant's own."""
     max_users: int = 0
-    """Users per split that are judged (0 = all)."""
+    """Users per split that are judged, drawn at random (0 = all)."""
     num_draws: int = 1000
     """Bootstrap draws of the test users."""
     seed: int = 0
@@ -155,7 +155,9 @@ class Work:
     def _key(self, variant: Variant, run: VariantRun) -> str:
         """Content id of all that a variant's scores follow from."""
         tuning = self._tuning(variant) if variant.prompt_rows else None
-        return digest(run.key, variant.is_pretrained, tuning, self.settings.max_users)
+        limit = self.settings.max_users
+        # How users are drawn decides a result only where there is a limit.
+        return digest(run.key, variant.is_pretrained, tuning, limit and (limit, USERS_SEED))
 
     def _save_scores(self, variant: Variant, probed: Probed) -> None:
         arrays: dict[str, np.ndarray] = {}

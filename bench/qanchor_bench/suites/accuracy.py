@@ -1,6 +1,6 @@
 """Suite `accuracy`: what a precision costs, on labelled users of a trained checkpoint.
 
-The scenario's checkpoint is exported in float32 and in the scenario's precision. The first users of
+The scenario's checkpoint is exported in float32 and in the scenario's precision. Users drawn from
 each split are embedded through ONNX Runtime by both under every question of the data set, and
 compared: cosines vector by vector, and the test AUC of linear probes fitted to each side on its
 own. Nothing is timed.
@@ -65,7 +65,7 @@ def run(bench: Bench) -> Findings:
 
 
 def embed(runners: Sequence[BundleRunner], dataset: Dataset, max_users: int) -> Sides:
-    """All scenarios' questions of the first users of each split, through both bundles."""
+    """All scenarios' questions of up to `max_users` users of each split, through both bundles."""
     users = chosen_users(dataset, max_users)
     questions = [scenario.question for scenario in dataset.scenarios]
     found: list[list[FloatArray]] = [[], []]

@@ -1,4 +1,4 @@
-"""Who is judged on what: scenarios without both classes are left out."""
+"""Who is judged on what: scenarios without both classes are left out, limits draw users fairly."""
 
 from pathlib import Path
 
@@ -6,14 +6,14 @@ import pytest
 
 from qanchor.checkpoint import load_checkpoint
 from qanchor.config import Scenario
-from qanchor.data.dataset import Dataset
+from qanchor.data.dataset import Dataset, open_dataset
 from qanchor.errors import DataError
 from qanchor.eval.config import EvalConfig
 from qanchor.eval.evaluate import Evaluated, evaluate
 from qanchor.eval.methods import Subject
 from qanchor.eval.report import document
 from qanchor.eval.results import SkippedScenario, difference_table, markdown_table
-from qanchor.eval.splits import judged_users
+from qanchor.eval.splits import chosen_users, judged_users
 from qanchor.report.document import write_html
 from tests.unit.eval.conftest import relabelled
 
@@ -105,3 +105,21 @@ def test_the_page_says_what_was_left_out_and_why(
         assert f"{one.scenario}: {one.reason}." in page
     table = markdown_table(result.methods) + difference_table(result.differences)
     assert one_sided.scenarios[1].name not in table
+
+
+def test_a_limit_draws_users_at_random_but_always_the_same(wallet: Path) -> None:
+    dataset = open_dataset(wallet)
+    drawn = chosen_users(dataset, 10)
+    assert drawn == chosen_users(dataset, 10)
+    assert chosen_users(dataset, 0) == [
+        user for split in ("train", "valid", "test") for user in dataset.user_ids(split)
+    ]
+    for split in ("train", "valid", "test"):
+        everybody = dataset.user_ids(split)
+        places = [everybody.index(user) for user in drawn if dataset.split_of[user] == split]
+        assert len(places) == 10
+        assert places == sorted(places), "in the order of ids"
+        # Ten users of N from the front would all stand in the first ten places.
+        assert max(places) >= len(everybody) // 2
+    assert set(drawn) < set(chosen_users(dataset, 20))
+    assert chosen_users(dataset, 10_000) == chosen_users(dataset, 0)
