@@ -64,13 +64,15 @@ class Bootstrap:
     def __init__(self, num_users: int, num_draws: int = 1000, seed: int = 0) -> None:
         rng = np.random.default_rng([seed, 5])
         even = np.full(num_users, 1 / num_users)
-        self.weights_BU = rng.multinomial(num_users, even, size=num_draws).astype(np.float32)
+        # A byte each: that a user is drawn more than 255 times does not happen.
+        self.weights_BU = np.empty((num_draws, num_users), dtype=np.uint8)
+        for draw_U in self.weights_BU:
+            draw_U[:] = rng.multinomial(num_users, even)
 
     def draws(self, scenarios: Sequence[TestScores]) -> Draws:
         """AUC and KS of every scenario under every draw."""
         pairs = [
-            weighted_auc_ks(one.labels, one.scores, self.weights_BU[:, one.rows])
-            for one in scenarios
+            weighted_auc_ks(one.labels, one.scores, self.weights_BU, one.rows) for one in scenarios
         ]
         return Draws(*(np.stack(columns, axis=1) for columns in zip(*pairs, strict=True)))
 

@@ -138,10 +138,12 @@ class _Table:
                 weights_FC = self._fitted(picks_N)
                 valid_NC = self.valid.features_NF @ weights_FC
                 test_NC = self.test.features_NF @ weights_FC
-                users_1N = bootstrap.weights_BU[draw : draw + 1, self.test_places]
+                users_1U = bootstrap.weights_BU[draw : draw + 1]
                 for place in range(len(STRENGTHS)):
                     found[0, place, count, draw] = auc(self.valid.labels_N, valid_NC[:, place])
-                    auc_1, _ = weighted_auc_ks(self.test.labels_N, test_NC[:, place], users_1N)
+                    auc_1, _ = weighted_auc_ks(
+                        self.test.labels_N, test_NC[:, place], users_1U, self.test_places
+                    )
                     found[1, place, count, draw] = auc_1[0]
         return found
 

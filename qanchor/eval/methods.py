@@ -142,10 +142,17 @@ def columns(embeddings_UQZ: Features) -> list[Features]:
 
 
 def handmade_matrix(dataset: Dataset, users: Sequence[str]) -> Features:
-    """Hand-made features [U, F], 0 where unknown; the train users among `users` tell columns."""
-    by_user = {profile.user_id: profile for profile in dataset.profiles(user_ids=list(users))}
-    space = learn_space([by_user[user] for user in users if dataset.split_of[user] == "train"])
-    return np.nan_to_num(np.stack([past_statistics(by_user[user], space) for user in users]))
+    """Hand-made features [U, F], 0 where unknown; the train users among `users` tell columns.
+
+    Their profiles are read twice, so that none is held.
+    """
+    train = [user for user in users if dataset.split_of[user] == "train"]
+    space = learn_space(dataset.profiles(user_ids=train))
+    row_of = {user: row for row, user in enumerate(users)}
+    matrix_UF = np.empty((len(users), space.num_past), dtype=np.float32)
+    for profile in dataset.profiles(user_ids=list(users)):
+        matrix_UF[row_of[profile.user_id]] = past_statistics(profile, space)
+    return np.nan_to_num(matrix_UF, copy=False)
 
 
 def _tuned_method(tuned: Sequence[Scenario]) -> Method:

@@ -1,8 +1,11 @@
 """Weighted AUC and KS against resampled users; intervals, pairing and what draws share."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
+from qanchor.eval import metrics
 from qanchor.eval.bootstrap import Bootstrap, TestScores, interval
 from qanchor.eval.judge import Method, Probed, difference, judge
 from qanchor.eval.metrics import auc, ks, weighted_auc_ks
@@ -81,3 +84,44 @@ def test_equal_seeds_give_equal_draws() -> None:
     np.testing.assert_array_equal(first.weights_BU, again.weights_BU)
     assert (first.weights_BU != other.weights_BU).any()
     assert (first.weights_BU.sum(axis=1) == 30).all()
+
+
+def test_draws_are_those_of_one_call_and_take_a_byte_per_user() -> None:
+    num_users, num_draws = 4000, 200
+    tracemalloc.start()
+    weights_BU = Bootstrap(num_users, num_draws, 3).weights_BU
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2 * num_users * num_draws
+    even = np.full(num_users, 1 / num_users)
+    at_once = np.random.default_rng([3, 5]).multinomial(num_users, even, size=num_draws)
+    np.testing.assert_array_equal(weights_BU, at_once)
+
+
+def test_pieces_of_the_draws_give_the_same_bits_as_all_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(4)
+    bootstrap, rows = Bootstrap(500, 70, 1), np.sort(rng.permutation(500)[:300])
+    # Ties, and a class so rare that some draws have none of it.
+    labels, scores = (rng.random(300) < 0.01).astype(np.int64), np.round(rng.normal(size=300), 1)
+    whole = weighted_auc_ks(labels, scores, bootstrap.weights_BU.astype(np.float32)[:, rows])
+    assert np.isnan(whole[0]).any()
+    for cells in (1, 7 * 300, 300 * 64):
+        monkeypatch.setattr(metrics, "CELLS_PER_PIECE", cells)
+        found = bootstrap.draws([TestScores(rows, labels, scores)])
+        np.testing.assert_array_equal(found.auc[:, 0], whole[0])
+        np.testing.assert_array_equal(found.ks[:, 0], whole[1])
+
+
+def test_many_draws_of_many_users_take_bounded_memory() -> None:
+    num_users, num_draws = 20_000, 300
+    rng = np.random.default_rng(5)
+    weights_BU = rng.integers(0, 3, (num_draws, num_users), dtype=np.uint8)
+    labels, scores = rng.integers(0, 2, num_users), rng.random(num_users)
+    tracemalloc.start()
+    weighted_auc_ks(labels, scores, weights_BU)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert num_users * num_draws > 5 * metrics.CELLS_PER_PIECE
+    assert peak < 80 * metrics.CELLS_PER_PIECE

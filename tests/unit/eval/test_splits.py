@@ -2,15 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qanchor.checkpoint import load_checkpoint
 from qanchor.config import Scenario
 from qanchor.data.dataset import Dataset, open_dataset
+from qanchor.data.statistics import learn_space, past_statistics
 from qanchor.errors import DataError
 from qanchor.eval.config import EvalConfig
 from qanchor.eval.evaluate import Evaluated, evaluate
-from qanchor.eval.methods import Subject
+from qanchor.eval.methods import Subject, handmade_matrix
 from qanchor.eval.report import document
 from qanchor.eval.results import SkippedScenario, difference_table, markdown_table
 from qanchor.eval.splits import chosen_users, judged_users
@@ -123,3 +125,13 @@ def test_a_limit_draws_users_at_random_but_always_the_same(wallet: Path) -> None
         assert max(places) >= len(everybody) // 2
     assert set(drawn) < set(chosen_users(dataset, 20))
     assert chosen_users(dataset, 10_000) == chosen_users(dataset, 0)
+
+
+def test_hand_made_features_stand_in_the_order_of_the_users(wallet: Path) -> None:
+    dataset = open_dataset(wallet)
+    users = chosen_users(dataset, 5)
+    matrix_UF = handmade_matrix(dataset, users)
+    by_user = {profile.user_id: profile for profile in dataset.profiles(users)}
+    space = learn_space(by_user[user] for user in users if dataset.split_of[user] == "train")
+    wanted = np.stack([past_statistics(by_user[user], space) for user in users])
+    np.testing.assert_array_equal(matrix_UF, np.nan_to_num(wanted))
