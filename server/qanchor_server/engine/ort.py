@@ -12,6 +12,7 @@ Legend: L layers, 2 key and value, B users, G KV heads, C prefix_capacity, K hea
 T chunk length, Q queries, Z embedding_dim.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -223,6 +224,10 @@ class OrtEngine:
         session_options = ort.SessionOptions()
         session_options.intra_op_num_threads = options.intra_op_threads
         session_options.inter_op_num_threads = 1
+        if affinities := _affinities(options.intra_op_threads):
+            session_options.add_session_config_entry(
+                "session.intra_op_thread_affinities", affinities
+            )
         spinning = "1" if options.allow_spinning else "0"
         session_options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
         # Between steps the cores belong to whoever receives and sends.
@@ -270,3 +275,17 @@ class OrtEngine:
             kv_L2BGCK[:, :, user, :, :held] = slot.kv_L2GCK
             kv_L2BGCK[:, :, user, :, held:] = 0
         return self._past_binding(self._suffixes[0], kv_L2BGCK)
+
+
+def _affinities(num_threads: int) -> str:
+    """A processor for each thread of ONNX Runtime's pool, where all processors are used; else "".
+
+    After some milliseconds of rest the system wakes the pool on the processor that the caller
+    computes and spins on, and moves nobody before the next tick: steps then take several times as
+    long (docs/log.md). ONNX Runtime does the same itself when it chooses the number of threads.
+    """
+    processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if num_threads < 2 or num_threads != len(processors):
+        return ""
+    # The caller is a thread of the step too, and stays free. Numbers count from 1 there.
+    return ";".join(str(processor + 1) for processor in processors[1:])

@@ -169,6 +169,12 @@ def test_small_models_have_a_lane_per_thread(bundle):
     assert open_engine(bundle, config).num_lanes == 3
 
 
+def test_threads_are_bound_to_processors_only_where_all_are_used(monkeypatch):
+    monkeypatch.setattr(ort.os, "sched_getaffinity", lambda _: {5, 2, 3})
+    assert ort._affinities(3) == "4;6", "the caller is the third; numbers count from 1"
+    assert [ort._affinities(count) for count in (0, 1, 2, 4)] == [""] * 4
+
+
 def test_users_of_many_tokens_run_alone(engine):
     assert engine.runs([10, 64, 30, 200]) == [[1], [3], [0, 2]]
     assert engine.runs([64, 64]) == [[0], [1]]
