@@ -26,6 +26,8 @@ _ENCODINGS = {
 
 _YEAR_1_S, _YEAR_9999_S = -62_135_596_800, 253_402_300_799
 """First and last second of a google.protobuf.Timestamp."""
+_MAX_ATTRIBUTES = 1000
+"""No model words so many; looking at a message full of them would hold up every caller."""
 
 _CACHE_STATES = {
     Found.DEVICE: embedding_pb2.CACHE_STATE_DEVICE,
@@ -236,6 +238,10 @@ def _check_event(event: Event, where: str, limit_s: int) -> None:
 def _parse_attributes(
     messages: Sequence[profile_pb2.Attribute],
 ) -> dict[str, str | float | bool]:
+    if len(messages) > _MAX_ATTRIBUTES:
+        raise InvalidInput(
+            "attributes", len(messages), f"at most {_MAX_ATTRIBUTES}", "send those that tell most"
+        )
     attributes: dict[str, str | float | bool] = {}
     for number, message in enumerate(messages):
         where = f"attributes[{number}]"

@@ -68,6 +68,10 @@ PUT_CASES = {
     "value too large": ({"events": [event(value=-1e15), event(value=1.1e15)]}, "events[1].value"),
     "too many events": ({"events": [event()] * 7}, "events"),
     "far too many events, none of which is looked at": ({"events": [event(text="")] * 7}, "events"),
+    "too many attributes, none of which is looked at": (
+        {"attributes": [profile_pb2.Attribute()] * 1001},
+        "attributes",
+    ),
     "unnamed attribute": (
         {"attributes": [profile_pb2.Attribute(value={"bool_value": True})]},
         "attributes[0].name",
