@@ -56,8 +56,8 @@ class ServerConfig(Config, frozen=True, kw_only=True):
     """Host memory for users that the pool evicts, without their slots' padding; 0: none. Coming
     back from it costs a copy instead of an encoding. Taken as it is needed, then kept."""
     kv_disk_bytes: int = 4 << 30
-    """Disk for the same, also across restarts; 0: none. Goes through kv_host_bytes, which must
-    hold two of the longest prefixes."""
+    """Disk for the same, also across restarts; 0: none, and files of an earlier run are deleted.
+    Goes through kv_host_bytes, which must hold two of the longest prefixes."""
     kv_disk_dir: str = ""
     """Directory of those files, for one server alone, not data_dir itself; files of other models
     in it are deleted. Empty: `kv` in data_dir."""

@@ -165,18 +165,20 @@ class Server:
     def _open_disk_tier(self, layout: str) -> DiskFiles | None:
         """Take in what an earlier run left of this model; without a usable disk: None.
 
-        Files of users whose profile is no longer stored are deleted.
+        Files of users whose profile is no longer stored are deleted, and all where the tier is off:
+        nobody would delete a user's there.
         """
         config = self._config
-        if not config.kv_disk_bytes:
-            return None
         directory = Path(config.kv_disk_dir or Path(config.data_dir) / KV_DIR)
+        if not config.kv_disk_bytes and not directory.is_dir():
+            return None
         identity = FileIdentity(self._bundle.manifest.model_id, layout)
         try:
             files = DiskFiles(directory, identity)
             found = list(files.scan())
+            user_ids = [file.content.user_id for file in found if config.kv_disk_bytes]
             stored = asyncio.run_coroutine_threadsafe(
-                self.core.directory.stored([file.content.user_id for file in found]), self._loop
+                self.core.directory.stored(user_ids), self._loop
             ).result()
             kept = [file for file in found if file.content.user_id in stored]
             for file in found:
@@ -184,6 +186,9 @@ class Server:
                     files.unlink(file.file_id)
         except OSError as error:
             log.error("kv_disk_dir=%s: %s; the disk tier is off", directory, error)
+            return None
+        if not config.kv_disk_bytes:
+            files.close()
             return None
         self.core.worker.adopt(kept, time.time())
         log.info("disk tier: %d users of an earlier run in %s", len(kept), directory)

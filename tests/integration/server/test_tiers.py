@@ -124,6 +124,19 @@ async def test_files_of_another_model_or_of_nobody_are_deleted_at_start(small, s
     assert states.count(CacheState.ENCODED_NOW) == 2
 
 
+async def test_a_start_without_the_disk_tier_leaves_no_file(small, start_server):
+    """Users that are deleted from then on would stay in them."""
+    await encode(small)
+    small.server.request_stop()
+    await small.server.wait_closed()
+    beside = files(small)[0].parent / "notes.txt"
+    beside.write_text("somebody's own")
+    again = await start_server(**{**SMALL, "kv_disk_bytes": 0})
+    assert files(again) == []
+    assert beside.exists()
+    assert await embed(again, "ada") is CacheState.ENCODED_NOW
+
+
 def test_the_profiles_directory_is_refused_for_the_files(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "data")
     for disk_dir in ("data", "link", "data/kv/.."):
