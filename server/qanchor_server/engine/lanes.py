@@ -15,7 +15,7 @@ class Lanes:
 
     def __init__(self, count: int) -> None:
         """`count`: at least 2; the caller's thread is one."""
-        self._count = count
+        self.count = count
         self._helpers = ThreadPoolExecutor(count - 1, thread_name_prefix="qanchor-lane")
 
     def run(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
@@ -25,7 +25,7 @@ class Lanes:
         left = iter(range(len(tasks)))
         helpers = [
             self._helpers.submit(_work, tasks, left, found)
-            for _ in range(min(len(tasks), self._count) - 1)
+            for _ in range(min(len(tasks), self.count) - 1)
         ]
         try:
             _work(tasks, left, found)

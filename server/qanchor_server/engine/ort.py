@@ -91,7 +91,6 @@ class OrtEngine:
         self._event_encoder = self._open(EVENT_ENCODER, options)
         self._prefix = self._open(PREFIX, options)
         self._suffixes = [self._open(SUFFIX, options)]
-        self._num_lanes = options.lanes
         self._lanes: Lanes | None = None
         if options.lanes > 1:
             self._suffixes.append(self._open(SUFFIX, replace(options, intra_op_threads=1)))
@@ -105,7 +104,7 @@ class OrtEngine:
     @property
     def num_lanes(self) -> int:
         """Users of a step that run side by side."""
-        return self._num_lanes
+        return self._lanes.count if self._lanes else 1
 
     def encode_events(self, token_ids_NT: IntArray) -> FloatArray:
         """Event vectors [N, event_dim]. Raises Retryable when out of memory."""
