@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TypeVar
 
-from qanchor.config import ModalitySpec, ProfileSchema
+from qanchor.config import ModalitySpec, ProfileSchema, nearest
 from qanchor.data.measures import Measures, attribute_measures, event_measures
 from qanchor.data.profile import DAY_SECONDS, MAX_VALUE, Event, Profile
+from qanchor.errors import InvalidInput
 
 T = TypeVar("T")
 
@@ -50,13 +51,19 @@ class RenderedProfile:
 def render_profile(profile: Profile, schema: ProfileSchema) -> RenderedProfile:
     """Keep each modality's newest events inside the window and put them into words.
 
-    Never fails for a stored profile: events of modalities that the schema lacks are left out, and
-    values beyond MAX_VALUE count as that.
+    Values beyond MAX_VALUE count as that. Raises InvalidInput for a modality the schema lacks.
     """
     by_modality: dict[str, list[Event]] = {spec.name: [] for spec in schema.modalities}
     oldest_s = profile.as_of_s - schema.window_days * DAY_SECONDS
     for event in profile.events:
-        if event.modality in by_modality and oldest_s <= event.time_s <= profile.as_of_s:
+        if event.modality not in by_modality:
+            raise InvalidInput(
+                "modality",
+                event.modality,
+                f"the schema has no such modality (user {profile.user_id!r})",
+                nearest(event.modality, list(by_modality)),
+            )
+        if oldest_s <= event.time_s <= profile.as_of_s:
             by_modality[event.modality].append(_bounded(event))
     rendered = []
     for spec in schema.modalities:

@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 from qanchor.bundle.manifest import Manifest
@@ -141,7 +142,10 @@ class ProfileDirectory:
 
     def _read(self, user_id: str) -> PreparedPrefix:
         stored = self._opened().get(user_id)
-        return prepare(stored.profile, stored.version, self._manifest)
+        # An earlier bundle may have had modalities that this one lacks.
+        names = {spec.name for spec in self._manifest.profile_schema.modalities}
+        events = tuple(event for event in stored.profile.events if event.modality in names)
+        return prepare(replace(stored.profile, events=events), stored.version, self._manifest)
 
     def _keep(self, prepared: PreparedPrefix) -> PreparedPrefix:
         with self._lock:

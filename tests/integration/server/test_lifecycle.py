@@ -27,6 +27,12 @@ async def _health(channel: grpc.aio.Channel, service: str = "") -> int:
     return response.status
 
 
+async def _until_one_is_queued(running):
+    async with asyncio.timeout(5):
+        while running.server.core.admission.num_queued < 1:
+            await asyncio.sleep(0.002)
+
+
 async def test_health_says_serving_only_after_parity(start_server):
     engine = FakeEngine()
     engine.gate.clear()
@@ -82,9 +88,7 @@ async def test_a_drain_finishes_what_is_in_flight_and_takes_nothing_new(running,
     await running.client.put_profile(profile())
     running.engine.gate.clear()
     stub_call = asyncio.create_task(running.client.embed("ada", scenarios=["coffee_fan"]))
-    async with asyncio.timeout(5):
-        while running.server.core.admission.num_queued < 1:
-            await asyncio.sleep(0.002)
+    await _until_one_is_queued(running)
     running.server.request_stop()
     await asyncio.sleep(0.05)
     with pytest.raises(ClientError) as caught:
@@ -100,9 +104,7 @@ async def test_a_drain_ends_after_the_grace(start_server, profile):
     await running.client.put_profile(profile())
     running.engine.gate.clear()
     late = asyncio.create_task(running.client.embed("ada", scenarios=["coffee_fan"]))
-    async with asyncio.timeout(5):
-        while running.server.core.admission.num_queued < 1:
-            await asyncio.sleep(0.002)
+    await _until_one_is_queued(running)
     running.server.request_stop()
     with pytest.raises(ClientError) as caught:
         await late
@@ -141,9 +143,7 @@ async def test_watchers_of_health_hear_of_the_drain_and_do_not_hold_it_up(runnin
     assert [(await watch.read()).status for watch in watches] == list(names.values())
     running.engine.gate.clear()
     waiting = asyncio.create_task(running.client.embed("ada", scenarios=["coffee_fan"]))
-    async with asyncio.timeout(5):
-        while running.server.core.admission.num_queued < 1:
-            await asyncio.sleep(0.002)
+    await _until_one_is_queued(running)
     running.server.request_stop()
     assert [(await watch.read()).status for watch in watches[:2]] == [NOT_SERVING] * 2
     assert [await watch.read() for watch in watches] == [grpc.aio.EOF] * 3

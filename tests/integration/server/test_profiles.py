@@ -1,5 +1,7 @@
 """Profile calls: state, warm, append ids, deletion everywhere."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,18 @@ async def test_an_append_id_is_stored_once(running, profile):
     assert (first.is_duplicate, second.is_duplicate) == (False, True)
     assert second.prefix_version == first.prefix_version
     assert (await running.client.profile_state("ada")).num_prefix_events == 2
+
+
+async def test_a_stored_modality_that_the_bundle_lacks_is_left_out(running, profile):
+    """A store outlives the bundle it was filled under."""
+    directory = running.server.core.directory
+    gone = Event(time_s=NOW_S, modality="gone", event_type="a", text="a")
+    coffee = profile()
+    both = replace(coffee, events=(*coffee.events, gone))
+    await directory._run(lambda: directory._opened().put(both))
+    assert (await running.client.profile_state("ada")).num_prefix_events == 1
+    result = await running.client.embed("ada", scenarios=["coffee_fan"])
+    assert result.vectors.tolist() == [[540, 13, 4, 0]]
 
 
 async def test_what_cannot_be_prepared_is_not_stored(start_server, profile, monkeypatch):

@@ -11,6 +11,7 @@ from qanchor import config
 from qanchor.config import ModalitySpec, ProfileSchema
 from qanchor.data.profile import DAY_SECONDS, Event, Profile
 from qanchor.data.render import MAX_CHARS_PER_TOKEN, coarse_count, render_profile
+from qanchor.errors import InvalidInput
 
 AS_OF_S = 20_000 * DAY_SECONDS
 SCHEMA = ProfileSchema(
@@ -121,11 +122,10 @@ def test_a_text_of_megabytes_is_cut_to_what_is_tokenised() -> None:
     assert short == "short: " + "word " * 100
 
 
-def test_events_of_modalities_that_the_schema_lacks_are_left_out() -> None:
-    """A store outlives the bundle it was filled under."""
-    known = Event(time_s=AS_OF_S, modality="bill", event_type="a", text="a")
-    gone = Event(time_s=AS_OF_S, modality="gone", event_type="a", text="a")
-    assert render_profile(_profile([gone, known]), SCHEMA).num_events == (1, 0, 2)
+def test_a_modality_that_the_schema_lacks_is_named_in_place_of_being_lost() -> None:
+    typo = Event(time_s=AS_OF_S, modality="bil", event_type="a", text="a")
+    with pytest.raises(InvalidInput, match=r"'bil'.*did you mean 'bill'"):
+        render_profile(_profile([typo]), SCHEMA)
 
 
 def test_attributes_are_told_in_their_order_and_cut() -> None:
