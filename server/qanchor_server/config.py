@@ -37,7 +37,7 @@ class ServerConfig(Config, frozen=True, kw_only=True):
     """engine=cpu: ONNX Runtime's threads spin between the operators of a step, never between steps:
     steps of small models take some 15 % less. Switch it off where other work shares the cores."""
     side_by_side_bytes: int = 64 << 20
-    """engine=cpu: users in one suffix step run side by side, a thread each, where the bundle's
+    """engine=cpu: requests in one suffix step run side by side, a thread each, where the bundle's
     weights take no more than this; a second copy of them is held for it. Operators of larger models
     use all threads well by themselves. 0: never."""
     device_id: int = 0

@@ -18,6 +18,7 @@ from qanchor.errors import BundleError
 from qanchor_server.engine import Engine, FloatArray, SlotT
 from qanchor_server.prefix_encoder import PrefixEncoder
 from qanchor_server.prefix_source import PreparedPrefix, prepare_rendered
+from qanchor_server.suffix_runner import run_each
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def _check_case(
         alone = [engine.suffix(_pack(bundle, prepared, [query]), [slot]) for query in queries]
         _compare(np.concatenate(alone), packed_QZ, f"{name}: alone against packed", allowed.ways)
         encoder.encode(prepared, again)
-        for again_QZ in engine.suffix_each([(packed, [slot]), (packed, [again])]):
+        for again_QZ in run_each(engine, [(packed, [slot]), (packed, [again])]):
             _compare(again_QZ, packed_QZ, f"{name}: encoded again against kept", allowed.ways)
     finally:
         engine.free_slot(slot)

@@ -6,8 +6,9 @@ thread only. One step is a transaction:
 1. `submit` puts a job behind its user's prefix; jobs of one prefix share one prefill.
 2. `plan` drops expired jobs, then gives the next step, its slot already reserved, and the moves
    between tiers that must come before it.
-3. The worker makes the moves, runs the step, then calls `commit` or `roll_back`; nothing else in
-   between but `move_done`.
+3. The worker makes the moves, runs the step, then calls `commit` or `roll_back`. While suffix steps
+   are being run it may submit, plan and run further steps; `cancel`, `forget` and `roll_back` of a
+   suffix step take jobs away, so they wait until no suffix step is being run.
 
 Restores cost a copy and go first, at most `max_step_users` of them in a row. Suffix steps go
 before prefills; after `max_suffix_run` of them in a row a waiting prefill gets one step.
@@ -65,6 +66,11 @@ class _Waiting:
     job: Job
     is_hit: bool
     next_query: int = 0
+    """First query that no step has been given for."""
+    num_run: int = 0
+    """Queries whose step was committed; those between the two are being run."""
+    is_late: bool = False
+    """Its deadline passed while a step for it was being run: it gets no other."""
     prefill_seconds: float = 0.0
     suffix_seconds: float = 0.0
 
@@ -155,9 +161,16 @@ class Scheduler:
     def plan(self, now_s: float) -> Plan:
         """Drop what expired and choose the next step."""
         self._now_s = now_s
+        expired: list[int] = []
         while self._deadlines and self._deadlines[0][0] <= now_s:
             _, job_id = heapq.heappop(self._deadlines)
             if job_id in self._groups_by_job:
+                expired.append(job_id)
+        for job_id in expired:
+            waiting = self._groups_by_job[job_id].jobs[job_id]
+            if waiting.next_query > waiting.num_run:
+                waiting.is_late = True
+            else:
                 self._drop(job_id, Reason.EXPIRED)
         self._pool.advance(now_s)
         self._tiers.advance(now_s)
@@ -191,16 +204,15 @@ class Scheduler:
         if isinstance(step, RestoreStep):
             self._commit_restore(step, seconds)
             return
-        self._suffix_run = self._suffix_run + 1 if len(self._queue) else 0
         for user in step.users:
             group = self._users[user.prefix.user_id][0]
             self._pool.touch(user.prefix.user_id)
             for part in user.slices:
                 waiting = group.jobs[part.job_id]
-                waiting.next_query = part.stop
+                waiting.num_run += part.stop - part.start
                 waiting.suffix_seconds += seconds
-            self._ready.move_to_end(user.prefix.user_id)
             self._finish_done(group)
+            self._drop_late(group)
 
     def roll_back(self, step: Step, detail: str) -> None:
         """Undo a step that failed: its reservation is released, its jobs leave as RETRYABLE.
@@ -217,7 +229,9 @@ class Scheduler:
         else:
             job_ids = [part.job_id for user in step.users for part in user.slices]
         for job_id in job_ids:
-            self._drop(job_id, Reason.RETRYABLE, detail)
+            # Of two steps that failed, both may be of one job.
+            if job_id in self._groups_by_job:
+                self._drop(job_id, Reason.RETRYABLE, detail)
 
     def _note_deadline(self, deadline_s: float, job_id: int) -> None:
         heapq.heappush(self._deadlines, (deadline_s, job_id))
@@ -302,7 +316,13 @@ class Scheduler:
             slices, room = _take(group, room)
             if slices:
                 users.append(UserSlice(group.prefix, self._pool.slot_of(user_id), slices))
-        return SuffixStep(tuple(users)) if users else None
+        if not users:
+            return None
+        for user in users:
+            # After its turn a user goes to the back.
+            self._ready.move_to_end(user.prefix.user_id)
+        self._suffix_run = self._suffix_run + 1 if len(self._queue) else 0
+        return SuffixStep(tuple(users))
 
     def _prefill_step(self) -> PrefillStep | None:
         while self._reservation is None:
@@ -355,7 +375,7 @@ class Scheduler:
         self._make_ready(group)
 
     def _finish_done(self, group: _Group) -> None:
-        done = [w for w in group.jobs.values() if w.next_query == len(w.job.query_lens)]
+        done = [w for w in group.jobs.values() if w.num_run == len(w.job.query_lens)]
         for waiting in done:
             self._finished.append(
                 Finished(
@@ -369,6 +389,11 @@ class Scheduler:
                 )
             )
             self._remove(waiting.job.job_id)
+
+    def _drop_late(self, group: _Group) -> None:
+        late = [w for w in group.jobs.values() if w.is_late and w.next_query == w.num_run]
+        for waiting in late:
+            self._drop(waiting.job.job_id, Reason.EXPIRED)
 
     def _keep(self, job: Job) -> bool:
         """Keep a finished job's prefix on the device as long as it wishes.
@@ -415,15 +440,18 @@ class Scheduler:
 
 
 def _take(group: _Group, room: int) -> tuple[tuple[JobSlice, ...], int]:
-    """The group's next queries that fit into `room` tokens, and the room left (0: now full)."""
+    """Take the group's next queries that fit into `room` tokens; the room left (0: now full)."""
     slices = []
     for waiting in group.jobs.values():
+        if waiting.is_late:
+            continue
         start = stop = waiting.next_query
         lens = waiting.job.query_lens
         while stop < len(lens) and lens[stop] <= room:
             room -= lens[stop]
             stop += 1
         if stop > start:
+            waiting.next_query = stop
             slices.append(JobSlice(waiting.job.job_id, start, stop))
         if stop < len(lens):
             return tuple(slices), 0

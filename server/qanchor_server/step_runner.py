@@ -3,7 +3,7 @@
 Must not know queues, futures or grpc. Call from the worker thread only.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic
 
@@ -76,23 +76,42 @@ class StepRunner(Generic[SlotT]):
         num_tokens = reservation.prefix.num_tokens
         self._parts.mover.restore(slot, num_tokens, step.place, step.num_bytes)
 
-    def suffix(self, step: SuffixStep, jobs: Mapping[int, Rows]) -> None:
-        """Embed a step's queries into their jobs' rows. Raises Retryable."""
-        users = []
+    def suffix(
+        self,
+        step: SuffixStep,
+        jobs: Mapping[int, Rows],
+        done: Callable[[Exception | None], None],
+        *,
+        is_idle: bool,
+    ) -> bool:
+        """Embed a step's queries into their jobs' rows; True when it is complete. Raises Retryable.
+
+        False: it was only begun, and other steps may run beside it. `done` is called when it has
+        ended, with what failed, on another thread. `is_idle`: no step is begun now.
+        """
+        asked: list[UserSuffix] = []
+        slots: list[SlotT] = []
+        places: list[FloatArray] = []
         for user in step.users:
-            queries: list[SuffixQuery] = []
             for part in user.slices:
-                queries.extend(jobs[part.job_id].queries[part.start : part.stop])
-            users.append(UserSuffix(user.prefix.num_tokens, tuple(queries)))
-        slots = [self._slots[user.slot_id] for user in step.users]
-        vectors_QZ = self._suffix.embed(users, slots)
-        row = 0
-        for user in step.users:
-            for part in user.slices:
-                num_rows = part.stop - part.start
-                wanted = jobs[part.job_id].vectors_QZ
-                wanted[part.start : part.stop] = vectors_QZ[row : row + num_rows]
-                row += num_rows
+                rows = jobs[part.job_id]
+                queries = rows.queries[part.start : part.stop]
+                asked.append(UserSuffix(user.prefix.num_tokens, queries))
+                slots.append(self._slots[user.slot_id])
+                places.append(rows.vectors_QZ[part.start : part.stop])
+
+        def ended(found: FloatArray | Exception) -> None:
+            if isinstance(found, Exception):
+                done(found)
+            else:
+                _fill(places, found)
+                done(None)
+
+        vectors_QZ = self._suffix.begin(asked, slots, ended, is_idle=is_idle)
+        if vectors_QZ is None:
+            return False
+        _fill(places, vectors_QZ)
+        return True
 
     def make(self, move: Move) -> bool | None:
         """Make a move, or begin it in the background and return None; False when it failed."""
@@ -122,3 +141,10 @@ class StepRunner(Generic[SlotT]):
         else:
             self._slots[slot_id] = engine.allocate_slot(reservation.capacity)
         return self._slots[slot_id]
+
+
+def _fill(places: Iterable[FloatArray], vectors_QZ: FloatArray) -> None:
+    row = 0
+    for place in places:
+        place[:] = vectors_QZ[row : row + len(place)]
+        row += len(place)

@@ -4,6 +4,8 @@
 2. Commands from the event loop (submit, cancel, forget, find) and ends of disk moves wait in an
    inbox.
 3. Loop: empty the inbox, plan, reserve (inside plan), move, run, commit or roll back, answer.
+   Where the engine runs users side by side, suffix steps are only begun, at most MAX_BEGUN at a
+   time; their ends come through the inbox. What takes jobs or slots away waits until none is.
 4. Answers go back with call_soon_threadsafe, all of a step in one call.
 5. A Retryable step is rolled back and its jobs fail; any other exception is fatal: all jobs fail,
    the thread ends, `on_fatal` is called on the event loop.
@@ -36,7 +38,7 @@ from qanchor_server.prefix_source import PreparedPrefix
 from qanchor_server.replies import Caller, Replies
 from qanchor_server.scheduler import Scheduler
 from qanchor_server.step_runner import EngineParts, Rows, StepRunner, WorkerModel
-from qanchor_server.steps import Job, PrefillStep, RestoreStep, Step
+from qanchor_server.steps import Job, PrefillStep, RestoreStep, Step, SuffixStep
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ Clock = Callable[[], float]
 
 READ_POLL_S = 0.02
 """While jobs wait for nothing but a read: how often their deadlines are looked at."""
+MAX_BEGUN = 2
+"""Suffix steps at a time: one to run, and one so that no lane waits for the next plan."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +86,9 @@ class Worker(Generic[SlotT]):
         self._leaving: list[tuple[Forgetting, asyncio.Future[None]]] = []
         self._runner: StepRunner[SlotT] | None = None
         self._is_idle = True
+        self._num_begun = 0
+        self._held_back: deque[_Command] = deque()
+        """What waits until no suffix step is begun."""
         self._counts = Counts()
         self._replies = Replies(self._counts)
         self._next_job_id = 0
@@ -140,7 +147,7 @@ class Worker(Generic[SlotT]):
         try:
             return await future
         except asyncio.CancelledError:
-            self._send(lambda: self._scheduler.cancel(job_id))
+            self._send(lambda: self._when_none_is_begun(lambda: self._scheduler.cancel(job_id)))
             raise
 
     async def forget(self, user_id: str, version: int) -> None:
@@ -150,7 +157,7 @@ class Worker(Generic[SlotT]):
         could not be deleted. The next call for the user tries again.
         """
         done: asyncio.Future[None] = self._loop.create_future()
-        self._send(lambda: self._forget(user_id, version, done))
+        self._send(lambda: self._when_none_is_begun(lambda: self._forget(user_id, version, done)))
         await done
 
     async def find(self, prefix: PrefixRef) -> Found | None:
@@ -214,7 +221,8 @@ class Worker(Generic[SlotT]):
             parts = prepare()
             mover = parts.mover
             self._runner = StepRunner(parts, self._model)
-            self._scheduler.num_lanes = parts.engine.num_lanes
+            if parts.engine.side_by_side is not None:
+                self._scheduler.num_lanes = parts.engine.side_by_side.num_lanes
             mover.start(lambda move, is_ok: self._send(lambda: self._move_done(move, is_ok)))
             self._make(self._tiers.take_moves())
             self._loop.call_soon_threadsafe(on_ready)
@@ -235,8 +243,10 @@ class Worker(Generic[SlotT]):
             mover.close()
         with self._end_lock:
             self._has_ended = True
+            self._num_begun = 0
             while not self._inbox.empty():
                 self._inbox.get()()
+            self._run_held_back()
             self._answer_leaving()
             self._replies.send(self._loop)
         if self._failure is not None:
@@ -249,6 +259,11 @@ class Worker(Generic[SlotT]):
 
     def _turn(self) -> None:
         self._read_inbox()
+        self._run_held_back()
+        if self._held_back or self._num_begun == MAX_BEGUN:
+            self._is_idle = True
+            self._replies.send(self._loop)
+            return
         plan = self._scheduler.plan(self._clock())
         self._make(plan.moves)
         self._running().free(self._pool.take_dropped())
@@ -319,12 +334,41 @@ class Worker(Generic[SlotT]):
                 runner.restore(step)
             else:
                 self._counts.add("num_suffix_steps")
-                runner.suffix(step, self._replies.rows)
+                if not runner.suffix(
+                    step,
+                    self._replies.rows,
+                    lambda error: self._inbox.put(lambda: self._ended(step, start_s, error)),
+                    is_idle=not self._num_begun,
+                ):
+                    self._num_begun += 1
+                    return
         except Retryable as error:
             log.warning("step rolled back: %s", error)
             self._scheduler.roll_back(step, str(error))
             return
         self._scheduler.commit(step, seconds=self._clock() - start_s, is_encoded=is_encoded)
+
+    def _ended(self, step: SuffixStep, start_s: float, error: Exception | None) -> None:
+        """Book a suffix step that was begun."""
+        if self._failure is not None:
+            return
+        self._num_begun -= 1
+        if error is None:
+            self._scheduler.commit(step, seconds=self._clock() - start_s)
+        elif isinstance(error, Retryable):
+            log.warning("step rolled back: %s", error)
+            detail = str(error)
+            self._held_back.append(lambda: self._scheduler.roll_back(step, detail))
+        else:
+            raise error
+
+    def _when_none_is_begun(self, command: _Command) -> None:
+        self._held_back.append(command)
+        self._run_held_back()
+
+    def _run_held_back(self) -> None:
+        while self._held_back and not self._num_begun:
+            self._held_back.popleft()()
 
     def _locate(self, prefix: PrefixRef) -> Found | None:
         held = self._pool.find(prefix.user_id)

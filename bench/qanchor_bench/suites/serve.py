@@ -7,12 +7,14 @@ idle.
 """
 
 import asyncio
+import itertools
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import msgspec
@@ -27,6 +29,7 @@ from qanchor_bench.load import (
     latencies,
     outcomes,
     throughput,
+    zipf_choices,
 )
 from qanchor_bench.load_client import ClientPlan, as_records
 from qanchor_bench.processes import Clients, echo_server, qanchor_server
@@ -45,6 +48,7 @@ _NUM_COLD_CHECKED = 8
 _ROOM_FOR_COLD = 2.0
 _ECHO_FACTOR = 1.5
 _CHECK_EVERY = 5
+_NUM_CHOICES = 1 << 15
 
 
 def run(bench: Bench) -> Findings:
@@ -88,6 +92,7 @@ class _EngineAlone(ProfileEngine):
         super().__init__(bench, max_cached_texts=1)
         self.held: list[EncodedUser] = []
         self.width = 1
+        self._asked: Iterator[int] = iter(())
 
     def users(self, count: int, seed: int, name: str = "hot") -> list[Profile]:
         """Made-up profiles whose prefixes have about the scenario's length."""
@@ -105,34 +110,46 @@ class _EngineAlone(ProfileEngine):
         ]
 
     def calibrate(self, hot: Sequence[Profile]) -> tuple[float, float]:
-        """Seconds of a step of one user and of a prefill; chooses the best batch of users."""
+        """Seconds of a step of one user and of a prefill; chooses the best number in a step."""
         bench = self.bench
         limits = server_config(bench.scenario, bench.bundle, bench.threads)
-        lanes = self.engine.num_lanes
+        beside = self.engine.side_by_side
+        lanes = beside.num_lanes if beside else 1
         tokens = sum(query.suffix_len for query in self.suffixes)
         widest = min(
             lanes * limits.max_step_users, lanes * limits.max_step_tokens // tokens, len(hot)
         )
         start = time.perf_counter()
-        self.held = [self.encode(profile) for profile in hot[: max(1, widest)]]
+        self.held = [self.encode(profile) for profile in hot]
         prefill_s = (time.perf_counter() - start) / len(self.held)
+        scenario = bench.scenario
+        # As the clients ask: whom a step is about is not in the processor's cache any more.
+        choices = zipf_choices(len(hot), scenario.zipf, _NUM_CHOICES, scenario.seed)
+        self._asked = itertools.cycle(choices)
         rates = {}
-        for width in range(1, len(self.held) + 1):
+        for width in range(1, max(1, widest) + 1):
             rates[width] = width / median(self.steps(width))
         self.width = max(rates, key=lambda width: rates[width])
         return median(self.steps(1)), prefill_s
 
-    def steps(self, width: int, pause_s: float = 0.0) -> list[float]:
-        """Seconds of each step of `width` users, for half a second, with a pause before each."""
-        seconds: list[float] = []
-        end = time.perf_counter() + _ENGINE_SECONDS
-        while not seconds or time.perf_counter() < end:
+    def requests_per_s(self) -> float:
+        """What it answers over a phase, slow moments of the machine included, as of the server."""
+        return self.width / fmean(self.steps(self.width, seconds=self.bench.scenario.seconds))
+
+    def steps(
+        self, width: int, *, pause_s: float = 0.0, seconds: float = _ENGINE_SECONDS
+    ) -> list[float]:
+        """How long each step of `width` requests took, with a pause before each."""
+        found: list[float] = []
+        end = time.perf_counter() + seconds
+        while not found or time.perf_counter() < end:
+            users = [self.held[next(self._asked)] for _ in range(width)]
             if pause_s:
                 time.sleep(pause_s)
             start = time.perf_counter()
-            self.step(self.held[:width])
-            seconds.append(time.perf_counter() - start)
-        return seconds
+            self.step(users)
+            found.append(time.perf_counter() - start)
+        return found
 
     def expected(self, profiles: Sequence[Profile]) -> dict[str, FloatArray]:
         """Right vectors by user id."""
@@ -217,16 +234,16 @@ def _measure(
     for turn in range(-scenario.warmup, scenario.repeats):
         # The warm-up round leaves its numbers behind.
         into = samples if turn >= 0 else _Samples()
-        one_s, step_s = median(alone.steps(1)), median(alone.steps(alone.width))
+        one_s = median(alone.steps(1))
         into.add("engine step", one_s)
-        into.add("engine alone, requests", alone.width / step_s)
+        into.add("engine alone, requests", alone.requests_per_s())
         records, _, echo_s = phases.run(kind="turns")
         into.add("empty round trip", median(echo_s))
         _add_latencies(into, "one client, unary", records)
         _add_shares(into, records)
         # One client leaves the engine idle between steps, for as long as all but the step takes.
         pause_s = max(0.0, percentile(latencies(records, hits_only=True), 50.0) - one_s)
-        into.add("engine step after a pause", median(alone.steps(1, pause_s)))
+        into.add("engine step after a pause", median(alone.steps(1, pause_s=pause_s)))
         for is_stream, word in ((False, "unary"), (True, "stream")):
             records, start_s, _ = phases.run(
                 kind="closed", is_stream=is_stream, concurrency=scenario.concurrency
@@ -292,7 +309,8 @@ def _findings(
             f"open loop: {rate:.1f} arrivals/s, about {rate * bench.scenario.seconds:.0f} requests "
             "per phase and round (below 100 the p99 is the slowest); latencies count from the "
             "intended send time",
-            f"the engine alone is best with {alone.width} users in a step",
+            f"the engine alone is best with {alone.width} requests in a step, about the users that "
+            "the clients ask about",
             "percentiles are over hits; cold users' event texts were never seen before",
         ),
     )

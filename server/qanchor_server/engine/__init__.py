@@ -5,7 +5,7 @@ Must not know scheduling, gRPC or profiles. All methods are called from the work
 Legend: N texts, T text length, C chunk length, E event_dim, Q queries, Z embedding_dim.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -18,6 +18,7 @@ ByteArray = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 SlotT = TypeVar("SlotT")
+ReadSlotT = TypeVar("ReadSlotT", contravariant=True)
 
 
 SuffixRun: TypeAlias = tuple[PackedSuffix, Sequence[SlotT]]
@@ -37,12 +38,34 @@ class PrefixChunk:
     start: int
 
 
+class SideBySide(Protocol[ReadSlotT]):
+    """Runs of the suffix graph that go on at the same time, beside whatever the caller does."""
+
+    @property
+    def num_lanes(self) -> int:
+        """Runs at once."""
+        ...
+
+    def begin(
+        self,
+        runs: Sequence[SuffixRun[ReadSlotT]],
+        done: Callable[[list[FloatArray] | Exception], None],
+    ) -> None:
+        """Have runs computed behind those begun before, and return at once.
+
+        `done` gets the embeddings of each run, as `Engine.suffix` gives them, or what one of them
+        raised; it is called on another thread. Until then the slots must stay as they are; a slot
+        may be in several runs.
+        """
+        ...
+
+
 class Engine(Protocol[SlotT]):
     """Runs event encoder, prefix and suffix graph; owns the slots' tensors."""
 
     @property
-    def num_lanes(self) -> int:
-        """Runs of a step that go side by side in `suffix_each`; a step's limits are for each."""
+    def side_by_side(self) -> SideBySide[SlotT] | None:
+        """Quicker for more than one run of a small model; None where the device is one."""
         ...
 
     def encode_events(self, token_ids_NT: IntArray) -> FloatArray:
@@ -113,12 +136,5 @@ class Engine(Protocol[SlotT]):
         """L2-normalised embeddings [Q, Z]; `slots[b]` holds the prefix of packed user b.
 
         Reads the slots only. Raises Retryable when out of memory.
-        """
-        ...
-
-    def suffix_each(self, runs: Sequence[SuffixRun[SlotT]]) -> list[FloatArray]:
-        """Embeddings of each run of a step, as `suffix` gives them; no slot is in two runs.
-
-        Raises Retryable when out of memory.
         """
         ...

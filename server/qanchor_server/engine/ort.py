@@ -6,14 +6,15 @@ threads on each operator. Several users of a small model: side by side, a thread
 second session. Of a large one: those with many tokens one after the other, all threads on each;
 the slots of the others are copied into a padded working array first.
 
-Must not know scheduling or profiles. Call from the worker thread only.
+Must not know scheduling or profiles. Call from the worker thread only; what was begun side by side
+goes on meanwhile, with tensors of its own.
 
 Legend: L layers, 2 key and value, B users, G KV heads, C prefix_capacity, K head_dim,
 T chunk length, Q queries, Z embedding_dim.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -49,7 +50,7 @@ class OrtOptions:
     intra_op_threads: int = 0
     allow_spinning: bool = True
     lanes: int = 1
-    """Users of a step that run side by side, a thread each; 1: none."""
+    """Runs of a step that go side by side, a thread each; 1: none."""
 
 
 @dataclass(slots=True, eq=False)
@@ -71,7 +72,36 @@ class OrtSlot:
     prefix: Any
     """IOBinding of the prefix graph, past bound."""
     suffix: tuple[_SuffixBinding, ...]
-    """One per session of the suffix graph, in the engine's order."""
+    """The engine's own and one per lane: two lanes may read a slot at once."""
+
+
+_Run = Callable[[_SuffixBinding, PackedSuffix], FloatArray]
+
+
+class OrtSideBySide:
+    """A session of the suffix graph with one thread per run, run by several threads at once."""
+
+    def __init__(self, session: Any, num_lanes: int, run: _Run) -> None:
+        """`run`: what makes embeddings of a binding and a packed step."""
+        self.session = session
+        self.num_lanes = num_lanes
+        self._lanes = Lanes(num_lanes)
+        self._run = run
+
+    def begin(
+        self,
+        runs: Sequence[SuffixRun[OrtSlot]],
+        done: Callable[[list[FloatArray] | Exception], None],
+    ) -> None:
+        """Have runs of one user each computed. `done` may get Retryable: out of memory."""
+        self._lanes.begin(
+            [partial(self._run_in, slot, packed) for packed, (slot,) in runs],
+            done,
+        )
+
+    def _run_in(self, slot: OrtSlot, packed: PackedSuffix, lane: int) -> FloatArray:
+        with memory_is_retryable():
+            return self._run(slot.suffix[1 + lane], packed)
 
 
 class OrtEngine:
@@ -90,11 +120,11 @@ class OrtEngine:
         self._present_names = present_names(self._dims.num_layers)
         self._event_encoder = self._open(EVENT_ENCODER, options)
         self._prefix = self._open(PREFIX, options)
-        self._suffixes = [self._open(SUFFIX, options)]
-        self._lanes: Lanes | None = None
+        self._suffix = self._open(SUFFIX, options)
+        self._side_by_side: OrtSideBySide | None = None
         if options.lanes > 1:
-            self._suffixes.append(self._open(SUFFIX, replace(options, intra_op_threads=1)))
-            self._lanes = Lanes(options.lanes)
+            session = self._open(SUFFIX, replace(options, intra_op_threads=1))
+            self._side_by_side = OrtSideBySide(session, options.lanes, self._run)
         self._empty_past = self._prefix.io_binding()
         self._bind_past(self._empty_past, zero_slot(self._dims, 1)[:, :, None])
         self._present = zero_slot(self._dims, 0)
@@ -102,9 +132,9 @@ class OrtEngine:
         self._staging = np.zeros(0, dtype=storage_dtype(self._dims.kv_dtype))
 
     @property
-    def num_lanes(self) -> int:
-        """Users of a step that run side by side."""
-        return self._lanes.count if self._lanes else 1
+    def side_by_side(self) -> OrtSideBySide | None:
+        """Runs of one user each, a thread for each, where the options have lanes."""
+        return self._side_by_side
 
     def encode_events(self, token_ids_NT: IntArray) -> FloatArray:
         """Event vectors [N, event_dim]. Raises Retryable when out of memory."""
@@ -121,8 +151,11 @@ class OrtEngine:
             kv_L2BGCK = kv_L2GCK[:, :, None]
             prefix = self._prefix.io_binding()
             self._bind_past(prefix, kv_L2BGCK)
-            suffix = tuple(self._past_binding(session, kv_L2BGCK) for session in self._suffixes)
-        return OrtSlot(kv_L2GCK, prefix, suffix)
+            suffix = [self._past_binding(self._suffix, kv_L2BGCK)]
+            if (beside := self._side_by_side) is not None:
+                lanes = range(beside.num_lanes)
+                suffix += [self._past_binding(beside.session, kv_L2BGCK) for _ in lanes]
+        return OrtSlot(kv_L2GCK, prefix, tuple(suffix))
 
     def clear_slot(self, slot: OrtSlot) -> None:
         """Overwrite the slot with zeros; let go of the embeddings of its last step."""
@@ -184,9 +217,7 @@ class OrtEngine:
         slot.kv_L2GCK[:, :, :, chunk.start : stop] = self._present
 
     def runs(self, num_tokens: Sequence[int]) -> list[list[int]]:
-        """Each user by itself where they run side by side; else those with many tokens."""
-        if self._lanes is not None:
-            return [[user] for user in range(len(num_tokens))]
+        """Those with many tokens each by itself."""
         alone = [[user] for user, count in enumerate(num_tokens) if count >= _TOKENS_ALONE]
         together = [user for user, count in enumerate(num_tokens) if count < _TOKENS_ALONE]
         return [*alone, together] if together else alone
@@ -197,15 +228,6 @@ class OrtEngine:
             if len(slots) == 1:
                 return self._run(slots[0].suffix[0], packed)
             return self._run(self._stage(slots), packed)
-
-    def suffix_each(self, runs: Sequence[SuffixRun[OrtSlot]]) -> list[FloatArray]:
-        """Embeddings of each run, side by side where there are lanes. Raises as `suffix`."""
-        if self._lanes is None or len(runs) == 1:
-            return [self.suffix(*run) for run in runs]
-        with memory_is_retryable():
-            return self._lanes.run(
-                [partial(self._run, slot.suffix[1], packed) for packed, (slot,) in runs]
-            )
 
     def _run(self, binding: _SuffixBinding, packed: PackedSuffix) -> FloatArray:
         # Asked the same again, a slot's binding still holds every input, and an output that fits.
@@ -273,7 +295,7 @@ class OrtEngine:
             held = slot.kv_L2GCK.shape[3]
             kv_L2BGCK[:, :, user, :, :held] = slot.kv_L2GCK
             kv_L2BGCK[:, :, user, :, held:] = 0
-        return self._past_binding(self._suffixes[0], kv_L2BGCK)
+        return self._past_binding(self._suffix, kv_L2BGCK)
 
 
 def _affinities(num_threads: int) -> str:

@@ -37,7 +37,7 @@ from qanchor.bundle.manifest import (
 from qanchor.bundle.packing import PackedSuffix
 from qanchor.bundle.padding import fill_chunk, fill_suffix, fill_texts
 from qanchor.bundle.slot import slot_layout
-from qanchor_server.engine import FloatArray, IntArray, PrefixChunk, SuffixRun
+from qanchor_server.engine import FloatArray, IntArray, PrefixChunk
 from qanchor_server.engine.memory import Bytes, DeviceMemory, aligned
 from qanchor_server.failures import Retryable
 
@@ -129,9 +129,9 @@ class StaticEngine:
             self._step(bucket)
 
     @property
-    def num_lanes(self) -> int:
-        """One: all users of a step are in one launch."""
-        return 1
+    def side_by_side(self) -> None:
+        """No: all users of a step are in one launch."""
+        return None
 
     def encode_events(self, token_ids_NT: IntArray) -> FloatArray:
         """Event vectors [N, E]. Raises Retryable when out of memory."""
@@ -232,10 +232,6 @@ class StaticEngine:
         unused = step.inputs["prompt_rows"][len(packed.prompt_rows_KD) :].nbytes
         self._run(step, skip_bytes=unused)
         return self._take_rows(num_queries, self._manifest.dims.embedding_dim)
-
-    def suffix_each(self, runs: Sequence[SuffixRun[StaticSlot]]) -> list[FloatArray]:
-        """One run after the other. Raises as `suffix`."""
-        return [self.suffix(*run) for run in runs]
 
     def _step(self, bucket: Bucket) -> _Step:
         if bucket not in self._steps:

@@ -77,6 +77,8 @@ async def start_server(tmp_path: Path) -> AsyncIterator[StartServer]:
     yield start
     for running in started:
         running.engine.gate.set()
+        if running.engine.side_by_side is not None:
+            running.engine.side_by_side.gate.set()
         await running.client.close()
         await running.channel.close()
         running.server.request_stop()

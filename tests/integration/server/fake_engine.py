@@ -17,6 +17,7 @@ Example (the parity case): one "buy" event "0 coffee", no attributes, query "cof
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from qanchor.bundle.reader import Bundle
 from qanchor.config import ModalitySpec, ProfileSchema, Scenario
 from qanchor.data.prefix import PrefixTokens, max_prefix_len
 from qanchor_server.engine import ByteArray, FloatArray, IntArray, PrefixChunk, SuffixRun
+from qanchor_server.engine.lanes import Done, Lanes
 
 WORDS = {"<pad>": 0, "<unk>": 1, "coffee": 2, "tea": 3, "shoes": 4, "Query": 5, ":": 6}
 USER_EMB = 105
@@ -42,13 +44,14 @@ NUM_STRUCTURE_TOKENS = 8
 class FakeEngine:
     """Counts its calls; waits at `gate` before each; raises what `failures` hold, in order."""
 
-    def __init__(self, step_seconds: float = 0.0) -> None:
+    def __init__(self, step_seconds: float = 0.0, num_lanes: int = 1) -> None:
         self.gate = threading.Event()
         self.gate.set()
         self.failures: list[Exception] = []
         self.copy_failures: list[Exception] = []
         """What exports and imports raise, in order."""
         self.step_seconds = step_seconds
+        self.side_by_side = FakeSideBySide(self, num_lanes) if num_lanes > 1 else None
         self.num_encode_calls = 0
         self.num_prefill_calls = 0
         self.suffix_steps: list[tuple[int, int]] = []
@@ -106,15 +109,8 @@ class FakeEngine:
         slot[0, chunk.start : stop] = chunk.token_ids_C + chunk.vectors_CE[:, 0]
         slot[1, chunk.start : stop] = np.arange(chunk.start, stop)
 
-    @property
-    def num_lanes(self) -> int:
-        return 1
-
     def runs(self, num_tokens: Sequence[int]) -> list[list[int]]:
         return [list(range(len(num_tokens)))]
-
-    def suffix_each(self, runs: Sequence[SuffixRun[FloatArray]]) -> list[FloatArray]:
-        return [self.suffix(*run) for run in runs]
 
     def suffix(self, packed: PackedSuffix, slots: Sequence[FloatArray]) -> FloatArray:
         self._enter()
@@ -147,6 +143,37 @@ class FakeEngine:
             time.sleep(self.step_seconds)
         if self.failures:
             raise self.failures.pop(0)
+
+
+class FakeSideBySide:
+    """Runs go on in threads, which wait at a `gate` of their own; counts what has not ended."""
+
+    def __init__(self, engine: FakeEngine, num_lanes: int) -> None:
+        self.num_lanes = num_lanes
+        self.gate = threading.Event()
+        self.gate.set()
+        self.num_begun = 0
+        self.most_begun = 0
+        self._engine = engine
+        self._lanes = Lanes(num_lanes)
+        self._lock = threading.Lock()
+
+    def begin(self, runs: Sequence[SuffixRun[FloatArray]], done: Done[FloatArray]) -> None:
+        with self._lock:
+            self.num_begun += 1
+            self.most_begun = max(self.most_begun, self.num_begun)
+
+        def ended(found: list[FloatArray] | Exception) -> None:
+            with self._lock:
+                self.num_begun -= 1
+            done(found)
+
+        self._lanes.begin([partial(self._run, packed, slots) for packed, slots in runs], ended)
+
+    def _run(self, packed: PackedSuffix, slots: Sequence[FloatArray], lane: int) -> FloatArray:
+        if not self.gate.wait(timeout=20):
+            raise TimeoutError("the test never opened the lanes' gate")
+        return self._engine.suffix(packed, slots)
 
 
 def fake_bundle(parity_embedding: tuple[float, ...] = (540, 13, 4, 0)) -> Bundle:

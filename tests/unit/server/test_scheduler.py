@@ -145,6 +145,70 @@ def test_a_step_never_exceeds_its_tokens_and_a_long_job_is_split() -> None:
     assert len(bench.finished) == 2
 
 
+def test_what_is_being_run_is_not_given_again_and_steps_end_in_any_order() -> None:
+    bench = Bench(max_step_tokens=10, max_step_users=1)
+    bench.warm("a", "b")
+    job = bench.submit(prefix("a"), (5, 5, 5))
+    other = bench.submit(prefix("b"))
+    first, second, third = bench.plan(), bench.plan(), bench.plan()
+    assert [users_of(step) for step in (first, second, third)] == [["a"], ["b"], ["a"]]
+    assert bench.plan() is None
+    assert bench.scheduler.has_work()
+    for step in (third, second):
+        bench.scheduler.commit(step, seconds=1.0)
+    assert bench.plan() is None
+    assert [finished.job_id for finished in bench.finished] == [other]
+    bench.scheduler.commit(first, seconds=2.0)
+    bench.drain()
+    assert [finished.job_id for finished in bench.finished] == [other, job]
+    assert bench.finished[-1].suffix_seconds == 3.0
+
+
+def test_others_are_encoded_and_queued_while_a_step_is_being_run() -> None:
+    bench = Bench(num_slots=2)
+    bench.warm("a", "b")
+    bench.submit(prefix("a"))
+    begun = bench.plan()
+    bench.submit(prefix("c"))
+    step = bench.run()
+    assert isinstance(step, PrefillStep)
+    assert bench.pool.find("a") == prefix("a"), "it is being read"
+    assert bench.pool.find("b") is None
+    joined = bench.submit(prefix("a"))
+    assert sorted(users_of(bench.run())) == ["a", "c"]
+    bench.scheduler.commit(begun, seconds=1.0)
+    bench.drain()
+    assert joined in [finished.job_id for finished in bench.finished]
+    assert len(bench.finished) == 3
+
+
+def test_what_is_being_run_at_its_deadline_is_still_answered_but_gets_no_more() -> None:
+    bench = Bench(max_step_tokens=5)
+    bench.warm("a")
+    short = bench.submit(prefix("a"), (5,), deadline_s=1.0)
+    long = bench.submit(prefix("a"), (5, 5), deadline_s=1.0)
+    first, second = bench.plan(), bench.plan()
+    assert bench.plan(now_s=2.0) is None
+    assert not bench.dropped
+    for step in (first, second):
+        bench.scheduler.commit(step, seconds=1.0)
+    assert bench.plan(now_s=3.0) is None
+    assert [finished.job_id for finished in bench.finished] == [short]
+    assert bench.dropped == [Dropped(long, Reason.EXPIRED)]
+    assert not bench.scheduler.has_work()
+
+
+def test_two_steps_of_one_job_that_fail_drop_it_once() -> None:
+    bench = Bench(max_step_tokens=5)
+    bench.warm("a")
+    job = bench.submit(prefix("a"), (5, 5, 5))
+    steps = [bench.plan(), bench.plan()]
+    for step in steps:
+        bench.scheduler.roll_back(step, "no memory")
+    assert bench.plan() is None
+    assert bench.dropped == [Dropped(job, Reason.RETRYABLE, "no memory")]
+
+
 def test_a_waiting_prefill_runs_after_the_bound_of_suffix_steps() -> None:
     bench = Bench(max_step_tokens=5, max_suffix_run=2)
     bench.warm("a")

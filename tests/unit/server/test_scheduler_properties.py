@@ -18,6 +18,7 @@ from qanchor_server.steps import Job, Plan, PrefillStep, RestoreStep, SuffixStep
 
 MAX_STEP_TOKENS, MAX_STEP_USERS, MAX_SUFFIX_RUN = 12, 2, 3
 MAX_READ_S = 3.0
+MAX_BEGUN = 2
 USERS = "abcdefgh"
 LENGTHS = {"a": 9, "b": 9, "c": 5, "d": 7, "e": 2, "f": 10, "g": 10, "h": 6}
 BYTES_PER_TOKEN = 32
@@ -61,6 +62,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.versions: dict[str, int] = {}
         self.deleted: dict[str, int] = {}
         self.kept: dict[str, float] = {}
+        self.begun: list[SuffixStep] = []
+        """Steps that are being run while others are planned."""
+        self.failed: list[SuffixStep] = []
+        """Of those, what failed; rolled back when none is begun."""
         self.open: dict[int, Job] = {}
         self.done: dict[int, int] = {}
         """Queries run per job, also of jobs that have left."""
@@ -96,11 +101,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.done[job.job_id] = 0
         self.scheduler.submit(job)
 
+    @precondition(lambda self: not self.begun)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         if self.open:
             self.scheduler.cancel(data.draw(st.sampled_from(sorted(self.open))))
 
+    @precondition(lambda self: not self.begun)
     @rule(user=st.sampled_from(USERS), ends=st.booleans())
     def delete(self, user: str, ends: bool) -> None:
         self.counter += 1
@@ -126,8 +133,26 @@ class SchedulerMachine(RuleBasedStateMachine):
     def end_move(self, is_ok: bool) -> None:
         self.world.end_one(is_ok)
 
-    @rule(fails=st.sampled_from((False, False, False, True)), is_encoded=st.booleans())
-    def step(self, fails: bool, is_encoded: bool) -> None:
+    @precondition(lambda self: self.begun)
+    @rule(last=st.booleans(), fails=st.sampled_from((False, False, False, True)))
+    def end_step(self, last: bool, fails: bool) -> None:
+        step = self.begun.pop(-1 if last else 0)
+        if fails:
+            self.failed.append(step)
+        else:
+            # Until now the slots held what was asked.
+            self.world.run(step, True)
+            self.scheduler.commit(step, seconds=0.5)
+        while self.failed and not self.begun:
+            self.scheduler.roll_back(self.failed.pop(0), "")
+
+    @precondition(lambda self: len(self.begun) < MAX_BEGUN and not self.failed)
+    @rule(
+        fails=st.sampled_from((False, False, False, True)),
+        is_encoded=st.booleans(),
+        goes_on=st.booleans(),
+    )
+    def step(self, fails: bool, is_encoded: bool, goes_on: bool) -> None:
         self.now_s += 0.5
         held = {user for user in USERS if self.pool.find(user)}
         plan = self.scheduler.plan(self.now_s)
@@ -135,10 +160,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.world.make(plan.moves)
         self.check_kept(held)
         if plan.step is None:
-            assert not self.open or self.world.pending, "work waits but there is no step"
+            assert not self.open or self.world.pending or self.begun, "work waits, no step"
             return
         self.check_step(plan)
-        if fails:
+        is_suffix = isinstance(plan.step, SuffixStep)
+        if is_suffix and (goes_on or self.begun):
+            self.book(plan)
+            self.begun.append(plan.step)
+        elif fails:
             self.scheduler.roll_back(plan.step, "")
         else:
             self.world.run(plan.step, is_encoded)
@@ -202,6 +231,11 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Whatever happened, the rest drains and every pin is gone."""
+        for step in self.begun:
+            self.world.run(step, True)
+            self.scheduler.commit(step, seconds=0.5)
+        for step in self.failed:
+            self.scheduler.roll_back(step, "")
         for _ in range(500):
             plan = self.scheduler.plan(self.now_s)
             self.settle(plan)
