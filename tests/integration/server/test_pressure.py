@@ -74,6 +74,8 @@ async def test_a_user_deleted_while_a_request_waits_is_not_found_and_leaves_noth
     # The deletion is on disk before the worker, which is held, hears of it.
     with pytest.raises(UnknownUser):
         await asyncio.wait_for(_ask_until_unknown(busy.server.core.directory, "bob"), 5)
+    # The request waits in the worker's inbox, then the deletion does.
+    await _until(lambda: busy.server.core.worker._inbox.qsize() == 2)
     busy.engine.gate.set()
     assert await deleting
     with pytest.raises(ClientError, match="NOT_FOUND"):
