@@ -75,6 +75,10 @@ def poisson_times(rate: float, seconds: float, seed: int) -> list[float]:
     return times
 
 
+NUM_CHOICES = 1 << 15
+"""Users drawn ahead; then they are asked in the same order again."""
+
+
 def zipf_choices(num_users: int, exponent: float, count: int, seed: int) -> list[int]:
     """Users by popularity: number k is chosen in proportion to 1 / (k + 1) ** exponent."""
     weights = 1.0 / np.arange(1, num_users + 1) ** exponent

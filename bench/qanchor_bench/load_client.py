@@ -21,6 +21,7 @@ from qanchor.config import Config
 from qanchor.v1 import embedding_pb2, embedding_pb2_grpc
 from qanchor_bench.echo import METHOD
 from qanchor_bench.load import (
+    NUM_CHOICES,
     Outcome,
     Record,
     Reply,
@@ -37,7 +38,6 @@ _REJECTIONS = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
 }
-_NUM_CHOICES = 1 << 15
 
 
 class ClientPlan(Config, frozen=True, kw_only=True):
@@ -117,15 +117,15 @@ class _Sender:
             plan,
             channel,
             expected,
-            zipf_choices(len(plan.users), plan.zipf, _NUM_CHOICES, plan.seed),
-            [False] * _NUM_CHOICES,
+            zipf_choices(len(plan.users), plan.zipf, NUM_CHOICES, plan.seed),
+            [False] * NUM_CHOICES,
         )
         sender.stub = embedding_pb2_grpc.EmbeddingServiceStub(channel)
         sender.queries = [embedding_pb2.Query(text=text) for text in plan.queries]
         return sender
 
     def user(self, number: int) -> str:
-        place = number % _NUM_CHOICES
+        place = number % NUM_CHOICES
         if self.is_cold[place] and self.next_cold < len(self.plan.cold_users):
             self.next_cold += 1
             return self.plan.cold_users[self.next_cold - 1]
@@ -214,7 +214,7 @@ async def run_plan(plan: ClientPlan, await_start: Callable[[], Awaitable[float]]
             await sender.unary(number, plan.deadline)
         # Only now: a warm-up call must not warm a user who is to be cold.
         rng = np.random.default_rng(plan.seed + 1)
-        sender.is_cold = (rng.random(_NUM_CHOICES) >= plan.hit_ratio).tolist()
+        sender.is_cold = (rng.random(NUM_CHOICES) >= plan.hit_ratio).tolist()
         echo_s: list[float] = []
         start_s = await await_start()
         if plan.kind == "turns":

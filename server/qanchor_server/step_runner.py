@@ -5,7 +5,10 @@ Must not know queues, futures or grpc. Call from the worker thread only.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic
+
+import numpy as np
 
 from qanchor.bundle.packing import SuffixQuery, UserSuffix
 from qanchor_server.engine import Engine, FloatArray, SlotT
@@ -80,14 +83,15 @@ class StepRunner(Generic[SlotT]):
         self,
         step: SuffixStep,
         jobs: Mapping[int, Rows],
-        done: Callable[[Exception | None], None],
+        ended: Callable[[Callable[[], None]], None],
         *,
         is_idle: bool,
     ) -> bool:
         """Embed a step's queries into their jobs' rows; True when it is complete. Raises Retryable.
 
-        False: it was only begun, and other steps may run beside it. `done` is called when it has
-        ended, with what failed, on another thread. `is_idle`: no step is begun now.
+        False: it was only begun, and other steps may run beside it. `ended` is called on another
+        thread when it has ended, with what the worker thread calls then: it fills the rows, or
+        raises what the engine raised. `is_idle`: no step is begun now.
         """
         asked: list[UserSuffix] = []
         slots: list[SlotT] = []
@@ -100,14 +104,14 @@ class StepRunner(Generic[SlotT]):
                 slots.append(self._slots[user.slot_id])
                 places.append(rows.vectors_QZ[part.start : part.stop])
 
-        def ended(found: FloatArray | Exception) -> None:
+        def finish(found: list[FloatArray] | Exception) -> None:
             if isinstance(found, Exception):
-                done(found)
-            else:
-                _fill(places, found)
-                done(None)
+                raise found
+            _fill(places, np.concatenate(found))
 
-        vectors_QZ = self._suffix.begin(asked, slots, ended, is_idle=is_idle)
+        vectors_QZ = self._suffix.begin(
+            asked, slots, lambda found: ended(partial(finish, found)), is_idle=is_idle
+        )
         if vectors_QZ is None:
             return False
         _fill(places, vectors_QZ)

@@ -4,13 +4,13 @@ Call from one thread only.
 """
 
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Generic
 
 import numpy as np
 
 from qanchor.bundle.packing import Packer, UserSuffix
-from qanchor_server.engine import Engine, FloatArray, SlotT, SuffixRun
+from qanchor_server.engine import Engine, FloatArray, RunsDone, SlotT, SuffixRun
 
 _MAX_PACKED_BYTES = 64 << 20
 """Packed steps of one user that are kept: one per prefix length and queries, 10 KB for 100 tokens
@@ -44,14 +44,14 @@ class SuffixRunner(Generic[SlotT]):
         self,
         asked: Sequence[UserSuffix],
         slots: Sequence[SlotT],
-        done: Callable[[FloatArray | Exception], None],
+        done: RunsDone,
         *,
         is_idle: bool,
     ) -> FloatArray | None:
         """The embeddings, or None where they are made while the caller goes on. Raises Retryable.
 
-        After None `done` gets them, or what the engine raised, on another thread. `is_idle`:
-        nothing else is being made.
+        After None `done` gets them in pieces, one below the other. `is_idle`: nothing else is being
+        made.
         """
         beside = self._engine.side_by_side
         if beside is None:
@@ -60,11 +60,7 @@ class SuffixRunner(Generic[SlotT]):
         # Nothing to go beside: one run is quickest with all threads on each operator.
         if is_idle and len(runs) == 1:
             return self._engine.suffix(*runs[0])
-
-        def joined(found: list[FloatArray] | Exception) -> None:
-            done(found if isinstance(found, Exception) else np.concatenate(found))
-
-        beside.begin(runs, joined)
+        beside.begin(runs, done)
         return None
 
     def _runs(self, asked: Sequence[UserSuffix], slots: Sequence[SlotT]) -> list[SuffixRun[SlotT]]:

@@ -337,7 +337,7 @@ class Worker(Generic[SlotT]):
                 if not runner.suffix(
                     step,
                     self._replies.rows,
-                    lambda error: self._inbox.put(lambda: self._ended(step, start_s, error)),
+                    lambda finish: self._inbox.put(lambda: self._ended(step, start_s, finish)),
                     is_idle=not self._num_begun,
                 ):
                     self._num_begun += 1
@@ -348,19 +348,19 @@ class Worker(Generic[SlotT]):
             return
         self._scheduler.commit(step, seconds=self._clock() - start_s, is_encoded=is_encoded)
 
-    def _ended(self, step: SuffixStep, start_s: float, error: Exception | None) -> None:
+    def _ended(self, step: SuffixStep, start_s: float, finish: Callable[[], None]) -> None:
         """Book a suffix step that was begun."""
         if self._failure is not None:
             return
         self._num_begun -= 1
-        if error is None:
-            self._scheduler.commit(step, seconds=self._clock() - start_s)
-        elif isinstance(error, Retryable):
+        try:
+            finish()
+        except Retryable as error:
             log.warning("step rolled back: %s", error)
             detail = str(error)
             self._held_back.append(lambda: self._scheduler.roll_back(step, detail))
         else:
-            raise error
+            self._scheduler.commit(step, seconds=self._clock() - start_s)
 
     def _when_none_is_begun(self, command: _Command) -> None:
         self._held_back.append(command)

@@ -25,6 +25,7 @@ from qanchor.data.profile import Profile
 from qanchor_bench.bench import Bench
 from qanchor_bench.engines import server_config
 from qanchor_bench.load import (
+    NUM_CHOICES,
     Record,
     latencies,
     outcomes,
@@ -48,7 +49,6 @@ _NUM_COLD_CHECKED = 8
 _ROOM_FOR_COLD = 2.0
 _ECHO_FACTOR = 1.5
 _CHECK_EVERY = 5
-_NUM_CHOICES = 1 << 15
 
 
 def run(bench: Bench) -> Findings:
@@ -123,8 +123,8 @@ class _EngineAlone(ProfileEngine):
         self.held = [self.encode(profile) for profile in hot]
         prefill_s = (time.perf_counter() - start) / len(self.held)
         scenario = bench.scenario
-        # As the clients ask: whom a step is about is not in the processor's cache any more.
-        choices = zipf_choices(len(hot), scenario.zipf, _NUM_CHOICES, scenario.seed)
+        # As the clients ask, so that the same share of steps finds a user in the processor's cache.
+        choices = zipf_choices(len(hot), scenario.zipf, NUM_CHOICES, scenario.seed)
         self._asked = itertools.cycle(choices)
         rates = {}
         for width in range(1, max(1, widest) + 1):

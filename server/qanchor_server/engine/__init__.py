@@ -23,6 +23,8 @@ ReadSlotT = TypeVar("ReadSlotT", contravariant=True)
 
 SuffixRun: TypeAlias = tuple[PackedSuffix, Sequence[SlotT]]
 """Packed users and the slots that hold their prefixes."""
+RunsDone: TypeAlias = Callable[[list[FloatArray] | Exception], None]
+"""Takes the embeddings [Q, Z] of each run, or what one of them raised. Must not raise itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +48,11 @@ class SideBySide(Protocol[ReadSlotT]):
         """Runs at once."""
         ...
 
-    def begin(
-        self,
-        runs: Sequence[SuffixRun[ReadSlotT]],
-        done: Callable[[list[FloatArray] | Exception], None],
-    ) -> None:
-        """Have runs computed behind those begun before, and return at once.
+    def begin(self, runs: Sequence[SuffixRun[ReadSlotT]], done: RunsDone) -> None:
+        """Have runs, at least one, computed behind those begun before, and return at once.
 
-        `done` gets the embeddings of each run, as `Engine.suffix` gives them, or what one of them
-        raised; it is called on another thread. Until then the slots must stay as they are; a slot
-        may be in several runs.
+        Each as `Engine.suffix` would; `done` is called on another thread. Until then the slots must
+        stay as they are; a slot may be in several runs.
         """
         ...
 

@@ -28,9 +28,9 @@ class Lanes:
         )
 
     def begin(self, tasks: Sequence[Task[T]], done: Done[T]) -> None:
-        """Queue tasks behind those of earlier calls, and return at once.
+        """Queue tasks, at least one, behind those of earlier calls, and return at once.
 
-        `done` is called once all have ended, in the lane of the last.
+        `done` is called once all have ended, in the lane of the last; what it raised would be lost.
         """
         batch = _Batch(len(tasks), done)
         for place, task in enumerate(tasks):

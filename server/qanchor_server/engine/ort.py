@@ -34,7 +34,14 @@ from qanchor.bundle.manifest import (
 from qanchor.bundle.packing import PackedSuffix
 from qanchor.bundle.reader import Bundle
 from qanchor.bundle.slot import KvArray, element_type, slot_layout, storage_dtype, zero_slot
-from qanchor_server.engine import ByteArray, FloatArray, IntArray, PrefixChunk, SuffixRun
+from qanchor_server.engine import (
+    ByteArray,
+    FloatArray,
+    IntArray,
+    PrefixChunk,
+    RunsDone,
+    SuffixRun,
+)
 from qanchor_server.engine.lanes import Lanes
 from qanchor_server.engine.ort_session import memory_is_retryable, open_session
 
@@ -88,11 +95,7 @@ class OrtSideBySide:
         self._lanes = Lanes(num_lanes)
         self._run = run
 
-    def begin(
-        self,
-        runs: Sequence[SuffixRun[OrtSlot]],
-        done: Callable[[list[FloatArray] | Exception], None],
-    ) -> None:
+    def begin(self, runs: Sequence[SuffixRun[OrtSlot]], done: RunsDone) -> None:
         """Have runs of one user each computed. `done` may get Retryable: out of memory."""
         self._lanes.begin(
             [partial(self._run_in, slot, packed) for packed, (slot,) in runs],

@@ -3,6 +3,7 @@
 import asyncio
 import random
 
+import numpy as np
 import pytest
 from fake_engine import FakeEngine
 
@@ -132,6 +133,16 @@ async def test_any_other_failure_answers_everyone_and_ends_the_server(beside):
             await asyncio.wait_for(task, 5)
     # The profile was deleted before; the memory ends with the process.
     assert await asyncio.wait_for(deleting, 5)
+    assert await beside.server.wait_closed() == 1
+
+
+async def test_a_result_that_cannot_be_booked_ends_the_server_and_hangs_nobody(beside):
+    tasks = await hold(beside)
+    beside.engine.suffix = lambda packed, slots: np.zeros((1, 3), dtype=np.float32)
+    beside.engine.side_by_side.gate.set()
+    for task in tasks:
+        with pytest.raises(ClientError):
+            await asyncio.wait_for(task, 5)
     assert await beside.server.wait_closed() == 1
 
 
