@@ -5,8 +5,8 @@ that is frequent and diverse is taken and verbalised. A fixed set of template qu
 """
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 
@@ -24,8 +24,16 @@ from qanchor.data.grounded import Answered, capitalised, days_phrase
 from qanchor.data.topics import TopicPool
 
 HORIZONS_DAYS = (14, 30, 60)
-_PERIODS = {14: "two weeks", 30: "month", 60: "two months"}
+_PERIODS = {
+    14: ("two weeks", "fortnight"),
+    30: ("month", "four weeks", "thirty days"),
+    60: ("two months", "eight weeks", "sixty days"),
+}
 """Horizons in other words, to stand after "the next" or "the coming"."""
+_OWN_PHRASING_SHARE = 0.5
+"""Of the questions for which the data set has phrasings of its own."""
+_OTHER_SUBJECT_SHARE = 0.5
+"""Of the questions; the others call a user as the data set does."""
 
 _BINS = ((0, 6, "week 1"), (7, 13, "week 2"), (14, 29, "weeks 3-4"), (30, 59, "month 2"))
 _PER_BIN = 2
@@ -39,6 +47,8 @@ _COUNTS = (1, 2, 3, 5, 8, 12, 20)
 """Active days that `at_least` asks for."""
 _OFTEN_SHARE = 0.2
 """Of the days: active on so many or more is often."""
+_NEW_LEVELS = (5, 25)
+"""New things: fewer are little, from the second number on they are much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +68,8 @@ class Subject:
     about: str
     modality: str = ""
     event_types: tuple[str, ...] = ()
+    phrasings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Its own, by kind of question."""
 
     def days(self, activity: Activity, pool: TopicPool) -> list[int]:
         """Active days, ascending."""
@@ -72,8 +84,9 @@ def answer_futures(
     """Answer up to `num_answers` different questions about what comes, each over some horizon.
 
     Wide questions (what will happen, what changes) and narrow ones (whether, how often, on so many
-    days or more, when, whether more or less than before, how high) about everything, each modality
-    and each topic that asks for a habit: together they cover what may be asked of a user's future.
+    days or more, when, whether more or less than before, how high, how much that is new) about
+    everything, each modality and each topic that asks for a habit: together they cover what may be
+    asked of a user's future.
     Of some, yes means more activity, of others less, so that yes has to be read with its question.
     """
     horizons = [days for days in HORIZONS_DAYS if days <= future.num_days] or [future.num_days]
@@ -82,7 +95,7 @@ def answer_futures(
     overall = Subject("overall", pool.words.everything)
     subjects = [overall, *details]
     subjects += [
-        Subject(topic.name, topic.about, topic.modality, topic.event_types)
+        Subject(topic.name, topic.about, topic.modality, topic.event_types, topic.futures)
         for topic in pool.topics
         if topic.aggregate == "frequency" and topic.event_types
     ]
@@ -100,10 +113,12 @@ def answer_futures(
             ("fall", horizons[:2]),
             ("grow", horizons[:2]),
             ("next", horizons[-1:]),
-            ("value", horizons[-1:] if subject.name in pool.words.values else []),
         )
         for days in spans
     ]
+    valued = [subject for subject in details if subject.name in pool.words.values]
+    narrow += [(kind, of, horizons[-1]) for of in valued for kind in ("value", "low", "high")]
+    narrow += [(kind, overall, days) for kind in ("explore", "repeat") for days in horizons[:2]]
     questions = [
         *rng.sample(wide, min(round(num_answers * _WIDE_SHARE), len(wide))),
         *rng.sample(narrow, min(round(num_answers * (1 - _WIDE_SHARE)), len(narrow))),
@@ -112,12 +127,17 @@ def answer_futures(
     for kind, subject, days in questions:
         user = FutureUser(history=history, future=future.between(0, days - 1))
         count = rng.choice([count for count in _COUNTS if count <= days])
-        query = rng.choice(pool.futures[kind]).format(
-            subject=pool.words.subject,
+        own = (*subject.phrasings.get(kind, ()), *pool.words.futures.get(kind, ()))
+        is_own = own and rng.random() < _OWN_PHRASING_SHARE
+        is_other = rng.random() < _OTHER_SUBJECT_SHARE
+        meaning = pool.words.values.get(subject.modality)
+        query = rng.choice(own if is_own else pool.futures[kind]).format(
+            subject=rng.choice(pool.subjects) if is_other else pool.words.subject,
             about=rng.choice((subject.about, *pool.words.synonyms.get(subject.about, ()))),
             days=days,
-            period=_PERIODS.get(days, f"{days} days"),
+            period=rng.choice(_PERIODS.get(days, (f"{days} days",))),
             count=count,
+            unit=meaning.unit if meaning else "",
         )
         answer = (_ANSWERS | {"at_least": partial(_at_least, count=count)})[kind](
             user, pool, subject
@@ -240,13 +260,32 @@ def _next(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
 
 def _value(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
     """The mean value, where the topic file says what values mean."""
-    meaning = pool.words.values[subject.modality]
+    meaning, mean = pool.words.values[subject.modality], _mean_value(user, subject)
+    if mean is None:
+        return "none."
+    return f"{level_word(mean, meaning.low, meaning.high)}, {mean:.0f} on average."
+
+
+def _low(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
+    """Whether the mean value is low; nothing valued is neither yes nor no."""
+    meaning, mean = pool.words.values[subject.modality], _mean_value(user, subject)
+    if mean is None:
+        return "none."
+    return f"{'yes' if mean < meaning.low else 'no'}: {mean:.0f} on average."
+
+
+def _high(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
+    """Whether the mean value is high."""
+    meaning, mean = pool.words.values[subject.modality], _mean_value(user, subject)
+    if mean is None:
+        return "none."
+    return f"{'yes' if mean >= meaning.high else 'no'}: {mean:.0f} on average."
+
+
+def _mean_value(user: FutureUser, subject: Subject) -> float | None:
     records = user.future.select(subject.modality)
     values = [event.value for _, event in records if event.value is not None]
-    if not values:
-        return "none."
-    mean = sum(values) / len(values)
-    return f"{level_word(mean, meaning.low, meaning.high)}, {mean:.0f} on average."
+    return sum(values) / len(values) if values else None
 
 
 def _change(user: FutureUser, pool: TopicPool, _: Subject) -> str:
@@ -274,6 +313,31 @@ def _change(user: FutureUser, pool: TopicPool, _: Subject) -> str:
 
 def _novelty(user: FutureUser, pool: TopicPool, _: Subject) -> str:
     """How many things come that the history does not have, and of which categories."""
+    fresh = _new_items(user, pool)
+    count = len(set().union(*fresh.values()))
+    if not count:
+        return f"nothing new. {capitalised(_activity_sentence(user, pool))}."
+    top = select_categories({name: len(items) for name, items in fresh.items()}, 3)
+    level = {"low": "little", "medium": "some", "high": "much"}[level_word(count, *_NEW_LEVELS)]
+    listed = join_words(pool.word(kind) for _, kind in top)
+    told = capitalised(_activity_sentence(user, pool))
+    return f"{level} new: {_things(count)}, mostly {listed}. {told}."
+
+
+def _explore(user: FutureUser, pool: TopicPool, _: Subject) -> str:
+    """Whether much comes that the history does not have."""
+    count = len(set().union(*_new_items(user, pool).values()))
+    return f"{'yes' if count >= _NEW_LEVELS[1] else 'no'}: {_things(count)}."
+
+
+def _repeat(user: FutureUser, pool: TopicPool, _: Subject) -> str:
+    """Whether hardly anything comes that the history does not have."""
+    count = len(set().union(*_new_items(user, pool).values()))
+    return f"{'yes' if count < _NEW_LEVELS[0] else 'no'}: {_things(count)}."
+
+
+def _new_items(user: FutureUser, pool: TopicPool) -> dict[Category, set[str]]:
+    """What comes that the history does not have, by category."""
     ends = pool.words.item_ends_before
     seen = {item_of(event.text, ends) for _, event in user.history.select()}
     fresh: dict[Category, set[str]] = {}
@@ -281,14 +345,11 @@ def _novelty(user: FutureUser, pool: TopicPool, _: Subject) -> str:
         items = {item_of(event.text, ends) for _, event in records} - seen
         if items:
             fresh[name] = items
-    count = len(set().union(*fresh.values()))
-    if not count:
-        return f"nothing new. {capitalised(_activity_sentence(user, pool))}."
-    top = select_categories({name: len(items) for name, items in fresh.items()}, 3)
-    level = {"low": "little", "medium": "some", "high": "much"}[level_word(count, 5, 25)]
-    listed = join_words(pool.word(kind) for _, kind in top)
-    things = "1 new thing" if count == 1 else f"{count} new things"
-    return f"{level} new: {things}, mostly {listed}. {capitalised(_activity_sentence(user, pool))}."
+    return fresh
+
+
+def _things(count: int) -> str:
+    return "1 new thing" if count == 1 else f"{count} new things"
 
 
 def _detail(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
@@ -329,4 +390,8 @@ _ANSWERS: dict[str, Callable[[FutureUser, TopicPool, Subject], str]] = {
     "trend": _trend,
     "next": _next,
     "value": _value,
+    "low": _low,
+    "high": _high,
+    "explore": _explore,
+    "repeat": _repeat,
 }

@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from qanchor.config import Config, ProfileSchema, load
+from qanchor.config import Config, ProfileSchema, load, nearest
 from qanchor.errors import ConfigError
 
 Aggregate = Literal[
@@ -59,6 +59,9 @@ class Topic(Config, frozen=True, kw_only=True):
     """Phrasings of the question; empty: the generic ones. Fields: subject, about."""
     answers: tuple[str, ...] = ()
     """Phrasings of the answer; empty: the generic ones. Fields: as in generic.toml."""
+    futures: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """For aggregate `frequency` with event types: phrasings of questions about what comes, by kind,
+    used beside the generic ones. Kinds and fields: as in generic.toml."""
 
 
 class ValueMeaning(Config, frozen=True, kw_only=True):
@@ -93,14 +96,18 @@ class TopicFile(Config, frozen=True, kw_only=True):
     words: dict[str, str] = msgspec.field(default_factory=dict)
     """Modality or event type in words: modalities fit before "activity", event types in lists."""
     synonyms: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
-    """Other words for what a topic or modality is about, by those words; questions about what
-    comes use them in turn. They too fit before "activity"."""
+    """Other words for the subject, or for what a topic or modality is about, by those words;
+    questions about what comes use them in turn. The latter too fit before "activity"."""
     values: dict[str, ValueMeaning] = msgspec.field(default_factory=dict)
     """Per modality whose `value` is worth telling."""
+    futures: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """Phrasings of questions about what comes, by kind, used beside the generic ones whatever the
+    question is about."""
     topics: tuple[Topic, ...] = ()
 
 
 class _Generic(Config, frozen=True, kw_only=True):
+    subjects: tuple[str, ...]
     aggregates: dict[str, Phrasing]
     futures: dict[str, tuple[str, ...]]
 
@@ -115,6 +122,8 @@ class TopicPool(Config, frozen=True, kw_only=True):
     """Phrasings by aggregate."""
     futures: dict[str, tuple[str, ...]]
     """Queries about what comes, by kind. Fields: as in generic.toml."""
+    subjects: tuple[str, ...]
+    """What a user is called beside `words.subject`."""
 
     def word(self, name: str) -> str:
         """A modality or event type in words."""
@@ -130,15 +139,18 @@ def load_topics(
     candidates = (directory / TOPICS_FILE, packaged / f"{name}.toml")
     path = next((path for path in candidates if path.is_file()), None)
     own = load(TopicFile, path) if path else TopicFile()
-    pool = TopicPool(words=own, topics=(), aggregates=generic.aggregates, futures=generic.futures)
-    _check(pool, schema, attributes, str(path))
-    topics = (*own.topics, *_generic_topics(pool, schema, attributes))
-    return TopicPool(
+    others = (*own.synonyms.get(own.subject, ()), *generic.subjects)
+    pool = TopicPool(
         words=own,
-        topics=tuple({topic.name: topic for topic in reversed(topics)}.values())[::-1],
+        topics=(),
         aggregates=generic.aggregates,
         futures=generic.futures,
+        subjects=tuple(name for name in others if name != own.subject),
     )
+    _check(pool, schema, attributes, str(path))
+    topics = (*own.topics, *_generic_topics(pool, schema, attributes))
+    distinct = {topic.name: topic for topic in reversed(topics)}
+    return msgspec.structs.replace(pool, topics=tuple(distinct.values())[::-1])
 
 
 def _generic_topics(
@@ -186,16 +198,30 @@ def _check(pool: TopicPool, schema: ProfileSchema, attributes: tuple[str, ...], 
             if not _fields((text,)) <= fields:
                 rule = f"may have fields in braces, of these only: {', '.join(sorted(fields))}"
                 raise ConfigError(field, text, rule, remedy)
-    known = {own.everything, *(topic.about for topic in own.topics)}
+    _check_futures(own.futures, pool, f"{where}: futures")
+    for topic in own.topics:
+        _check_futures(topic.futures, pool, f"{where}: topics.{topic.name}.futures")
+    known = {own.subject, own.everything, *(topic.about for topic in own.topics)}
     known |= {pool.word(name) for name in modalities}
     for words in own.synonyms:
         if words not in known:
-            rule = f"must be what a topic or modality is about: {', '.join(sorted(known))}"
+            rule = f"must be the subject or what a topic is about: {', '.join(sorted(known))}"
             raise ConfigError(f"{where}: synonyms", words, rule, remedy)
     for name in own.values:
         if name not in modalities:
             rule = f"must be one of {', '.join(sorted(modalities))}"
             raise ConfigError(f"{where}: values", name, rule, remedy)
+
+
+def _check_futures(futures: dict[str, tuple[str, ...]], pool: TopicPool, where: str) -> None:
+    for kind, queries in futures.items():
+        if kind not in pool.futures:
+            raise ConfigError(where, kind, "no such kind", nearest(kind, list(pool.futures)))
+        fields = {"subject", "about", "days", "period", *_fields(pool.futures[kind])}
+        for text in queries:
+            if not _fields((text,)) <= fields:
+                rule = f"may have fields in braces, of these only: {', '.join(sorted(fields))}"
+                raise ConfigError(where, text, rule, "correct the topic file")
 
 
 def _fields(texts: Iterable[str]) -> set[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -48,9 +49,7 @@ def _answers(write_tiny: Any, history: Activity, topic: Topic) -> list[str]:
     """The answers to one topic over many phrasings; none if the profile does not support it."""
     dataset = open_dataset(write_tiny())
     pool = load_topics(dataset.path, "tiny", dataset.schema, dataset.config.attributes)
-    pool = type(pool)(
-        words=pool.words, topics=(topic,), aggregates=pool.aggregates, futures=pool.futures
-    )
+    pool = msgspec.structs.replace(pool, topics=(topic,))
     attributes: dict[str, str | float | bool] = {"plan": "gold", "is_new": True}
     profile = Profile(user_id="1", as_of_s=AS_OF_S, attributes=attributes)
     user = GroundedUser(
@@ -174,6 +173,8 @@ def test_a_future_answer_tells_days_categories_and_change(write_tiny: Any) -> No
         "future_next_overall_14d": "Within 1 day.",
         "future_next_visit_14d": "Within 1 day.",
         "future_next_order_14d": "Within 3 days.",
+        "future_explore_overall_14d": "No: 1 new thing.",
+        "future_repeat_overall_14d": "Yes: 1 new thing.",
     }
 
 
@@ -203,10 +204,91 @@ def test_questions_vary_in_words_but_not_in_what_they_ask(write_tiny: Any) -> No
         for each in answer_futures(_history(_event(-1, "home")), later, pool, 99, Random(seed))
         if each.topic == "future_stop_visit_14d"
     }
-    for words in ("visit", "browsing", "page view", "14 days", "two weeks"):
+    for words in ("visit", "browsing", "page view", "14 days", "two weeks", "fortnight", "member"):
         assert any(words in query for query in asked), words
     assert len(asked) > 2 * len(pool.futures["stop"])
     assert set(asked.values()) == {"No, rarely: 1 of 14 days."}
+
+
+_ORDERS = """
+subject = "buyer"
+[synonyms]
+buyer = ["shopper"]
+[values.order]
+unit = "sum"
+low = 10
+high = 100
+[futures]
+low = ["Will the {subject} spend little in the next {period}?"]
+[[topics]]
+name = "tea"
+aggregate = "frequency"
+about = "tea"
+modality = "order"
+event_types = ["buy"]
+[topics.futures]
+stop = ["Is the {subject} off tea for {days} days?"]
+"""
+
+
+def test_a_data_set_asks_in_words_of_its_own_too(write_tiny: Any) -> None:
+    path = write_tiny()
+    (path / "topics.toml").write_text(_ORDERS)
+    pool = load_topics(path, "tiny", open_dataset(path).schema, ())
+    history = _history(_event(-1, "home"))
+    asked: dict[str, set[str]] = {}
+    told: dict[str, set[str]] = {}
+    for value in (5.0, 50.0, 500.0):
+        later = collect([_event(0, "buy", f"tea, {value} euro", value)], AS_OF_S, 0, 14)
+        for seed in range(30):
+            for each in answer_futures(history, later, pool, 99, Random(seed)):
+                asked.setdefault(each.topic, set()).add(each.query)
+                told.setdefault(each.topic, set()).add(each.answer)
+    assert {"Is the buyer off tea for 14 days?", "Is the shopper off tea for 14 days?"} <= asked[
+        "future_stop_tea_14d"
+    ]
+    assert not any("off tea" in query for query in asked["future_stop_overall_14d"])
+    # Half of such questions are the generic ones.
+    assert len([query for query in asked["future_stop_tea_14d"] if "off tea" not in query]) > 5
+    assert any("spend little" in query for query in asked["future_low_order_14d"])
+    assert any("sum" in query for query in asked["future_low_order_14d"])
+    assert told["future_low_order_14d"] == {
+        "Yes: 5 on average.", "No: 50 on average.", "No: 500 on average.",
+    }  # fmt: skip
+    assert told["future_high_order_14d"] == {
+        "No: 5 on average.", "No: 50 on average.", "Yes: 500 on average.",
+    }  # fmt: skip
+
+
+def test_nothing_valued_is_neither_low_nor_high(write_tiny: Any) -> None:
+    path = write_tiny()
+    (path / "topics.toml").write_text(_ORDERS)
+    pool = load_topics(path, "tiny", open_dataset(path).schema, ())
+    later = collect([_event(0, "buy")], AS_OF_S, 0, 14)
+    answers = {
+        each.topic: each.answer
+        for each in answer_futures(_history(_event(-1, "home")), later, pool, 99, Random(0))
+    }
+    assert answers["future_low_order_14d"] == answers["future_high_order_14d"] == "None."
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[futures]\nstopp = ['x']", r"futures.*stopp.*did you mean 'stop'"),
+        ("[futures]\nstop = ['{unit}?']", r"futures.*may have fields"),
+        (
+            "[[topics]]\nname = 'x'\naggregate = 'frequency'\nabout = 'x'\n[topics.futures]\n"
+            "low = ['{count}?']",
+            r"topics\.x\.futures.*may have fields",
+        ),
+    ],
+)
+def test_wrong_phrasings_are_told_by_name(write_tiny: Any, text: str, said: str) -> None:
+    path = write_tiny()
+    (path / "topics.toml").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        load_topics(path, "tiny", open_dataset(path).schema, ())
 
 
 def test_an_empty_future_says_so(write_tiny: Any) -> None:
@@ -220,7 +302,7 @@ def test_an_empty_future_says_so(write_tiny: Any) -> None:
     assert asked["future_trend_visit_14d"] == "It stops: 0 after 1."
     assert asked["future_stop_visit_14d"] == "Yes, never in 14 days."
     assert asked["future_fall_visit_14d"] == "Yes: 0 after 1."
-    turned = ("trend", "stop", "fall")
+    turned = ("trend", "stop", "fall", "repeat")
     others = [answer for topic, answer in asked.items() if topic.split("_")[1] not in turned]
     assert all("no" in answer.lower() for answer in others)
 
@@ -281,9 +363,7 @@ def test_values_are_told_by_level_where_the_topic_file_explains_them(write_tiny:
     user = GroundedUser(
         profile=Profile(user_id="1", as_of_s=AS_OF_S), history=history, known_types={}
     )
-    pool = type(pool)(
-        words=pool.words, topics=(topic,), aggregates=pool.aggregates, futures=pool.futures
-    )
+    pool = msgspec.structs.replace(pool, topics=(topic,))
     answers = {each.answer for s in range(9) for each in answer_topics(user, pool, 1, Random(s))}
     assert "High: mean amount 25, from 20 to 30, latest 20." in answers
 
