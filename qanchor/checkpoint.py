@@ -6,7 +6,7 @@ Whatever is needed to go on training, to evaluate, or to export; nothing refers 
 import hashlib
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel, Qwen2ForCausalLM
 
 from qanchor import config
-from qanchor.bundle.packing import check_questions
+from qanchor.bundle.packing import SuffixQuery, check_questions, scenario_suffix
 from qanchor.config import Config, ProfileSchema, Scenario
 from qanchor.data.measures import num_measures
 from qanchor.data.prefix import PrefixTokens, max_prefix_len
@@ -25,6 +25,7 @@ from qanchor.data.statistics import StatisticSpace
 from qanchor.decoder import add_lora, build_language_model
 from qanchor.encoder.event_encoder import EventEncoder, build_event_encoder
 from qanchor.encoder.hierarchical import HierarchicalEncoder
+from qanchor.encoder.query_encoder import QueryEncoder, QueryMap, load_query_encoder
 from qanchor.errors import ConfigError
 from qanchor.statistics_head import StatisticsHead
 from qanchor.tokenization import event_cls_id
@@ -38,6 +39,7 @@ EVENT_TOKENIZER_FILE = "event_tokenizer.json"
 TRAINER_FILE = "trainer.pt"
 DECODER_DIR = "decoder"
 ENCODER_DIR = "event_encoder"
+QUERY_ENCODER_DIR = "query_encoder"
 CHECKPOINT_ID_CHARS = 32
 
 
@@ -63,6 +65,8 @@ class Checkpoint:
     meta: CheckpointMeta
     tokenizer: Tokenizer
     event_tokenizer: Tokenizer
+    query_encoder: QueryEncoder | None = None
+    """What reads questions before the model, on the CPU; None: the decoder reads them itself."""
 
     @property
     def hidden_dim(self) -> int:
@@ -70,9 +74,31 @@ class Checkpoint:
         return int(self.model.language_model.config.hidden_size)
 
     def encode_query(self, query: str) -> tuple[int, ...]:
-        """Suffix token ids of a query, without <USER_EMB>, however many; see `check_questions`."""
+        """Token ids a query's text is read as, however many; see `check_questions`.
+
+        By the query encoder, as it stands, where there is one; else by the decoder, in the schema's
+        template, as tokens of the suffix.
+        """
+        if self.query_encoder is not None:
+            return self.query_encoder.tokens(query)
         text = self.meta.profile_schema.query_template.format(query=query)
         return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def query(self, text: str) -> SuffixQuery:
+        """The suffix of a query's text."""
+        token_ids = self.encode_query(text)
+        if self.query_encoder is None:
+            return SuffixQuery(token_ids)
+        query_map = self.model.query_map
+        assert query_map is not None, "This is a bug: a query encoder comes with its map."
+        vectors_NE = torch.from_numpy(self.query_encoder.vectors([token_ids]))
+        with torch.inference_mode():
+            (rows_RD,) = query_map.eval()(vectors_NE.to(query_map.mean_E.device)).float().cpu()
+        return SuffixQuery((), rows_RD.numpy())
+
+    def scenario(self, scenario: Scenario) -> SuffixQuery:
+        """The suffix of a scenario. Raises ConfigError for a soft prompt of another width."""
+        return scenario_suffix(scenario, self.query, self.hidden_dim)
 
     def check_questions(self, scenarios: Iterable[Scenario]) -> None:
         """Raise ConfigError for a scenario whose question is longer than any in training."""
@@ -86,7 +112,10 @@ class Checkpoint:
 
 
 def build_model(
-    meta: CheckpointMeta, tokenizer: Tokenizer, event_tokenizer: Tokenizer
+    meta: CheckpointMeta,
+    tokenizer: Tokenizer,
+    event_tokenizer: Tokenizer,
+    query_encoder: QueryEncoder | None = None,
 ) -> QAnchorModel:
     """A model with fresh (or, for paths in the recipe, pre-trained) weights; seeds torch.
 
@@ -101,8 +130,8 @@ def build_model(
         cls_id=event_cls_id(event_tokenizer),
     )
     language_model = build_language_model(recipe.decoder, tokenizer.get_vocab_size())
-    _check_lengths(meta, event_encoder, language_model)
-    return _assemble(meta, event_encoder, language_model)
+    _check_lengths(meta, event_encoder, language_model, query_encoder)
+    return _assemble(meta, event_encoder, language_model, query_encoder)
 
 
 def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
@@ -114,6 +143,8 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
     model.language_model.config.save_pretrained(staging / DECODER_DIR)
     model.event_encoder.model.config.save_pretrained(staging / ENCODER_DIR)
     save_model(model, str(staging / WEIGHTS_FILE))
+    if checkpoint.query_encoder is not None:
+        checkpoint.query_encoder.save(staging / QUERY_ENCODER_DIR)
     checkpoint.tokenizer.save(str(staging / TOKENIZER_FILE))
     checkpoint.event_tokenizer.save(str(staging / EVENT_TOKENIZER_FILE))
     config.save(checkpoint.meta, staging / META_FILE)
@@ -148,13 +179,17 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     language_model = Qwen2ForCausalLM._from_config(
         decoder_config, attn_implementation=meta.recipe.decoder.attention
     )
-    model = _assemble(meta, event_encoder, language_model)
+    query_encoder = None
+    if meta.recipe.query_encoder.path:
+        query_encoder = load_query_encoder(directory / QUERY_ENCODER_DIR)
+    model = _assemble(meta, event_encoder, language_model, query_encoder)
     load_model(model, str(directory / WEIGHTS_FILE))
     return Checkpoint(
         model=model.eval(),
         meta=meta,
         tokenizer=Tokenizer.from_file(str(directory / TOKENIZER_FILE)),
         event_tokenizer=Tokenizer.from_file(str(directory / EVENT_TOKENIZER_FILE)),
+        query_encoder=query_encoder,
     )
 
 
@@ -176,12 +211,18 @@ def checkpoint_id(checkpoint: Checkpoint) -> str:
     Where the checkpoint lies, how long it was trained and its scenarios do not matter.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(checkpoint.model.state_dict().items()):
+    query_encoder = checkpoint.query_encoder
+    tensors = sorted(checkpoint.model.state_dict().items())
+    tokenizers = [checkpoint.tokenizer, checkpoint.event_tokenizer]
+    if query_encoder is not None:
+        tensors += sorted(query_encoder.model.state_dict().items())
+        tokenizers.append(query_encoder.tokenizer)
+    for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         # As bytes: numpy has no bfloat16.
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)
-    for tokenizer in (checkpoint.tokenizer, checkpoint.event_tokenizer):
+    for tokenizer in tokenizers:
         digest.update(tokenizer.to_str().encode())
     meta = checkpoint.meta
     digest.update(config.to_json(meta.profile_schema) + config.to_json(meta.tokens))
@@ -190,12 +231,14 @@ def checkpoint_id(checkpoint: Checkpoint) -> str:
 
 def at_step(checkpoint: Checkpoint, step: int) -> Checkpoint:
     """The same checkpoint, said to stand at `step`."""
-    meta = msgspec.structs.replace(checkpoint.meta, step=step)
-    return Checkpoint(checkpoint.model, meta, checkpoint.tokenizer, checkpoint.event_tokenizer)
+    return replace(checkpoint, meta=msgspec.structs.replace(checkpoint.meta, step=step))
 
 
 def _check_lengths(
-    meta: CheckpointMeta, event_encoder: EventEncoder, language_model: PreTrainedModel
+    meta: CheckpointMeta,
+    event_encoder: EventEncoder,
+    language_model: PreTrainedModel,
+    query_encoder: QueryEncoder | None,
 ) -> None:
     num_positions = int(event_encoder.model.config.max_position_embeddings)
     for spec in meta.profile_schema.modalities:
@@ -207,9 +250,16 @@ def _check_lengths(
                 "lower it in schema.json, or raise event_encoder.max_text_len",
             )
     train = meta.recipe.train
+    if query_encoder is not None and train.max_query_len > query_encoder.num_positions:
+        raise ConfigError(
+            "train.max_query_len",
+            train.max_query_len,
+            f"the query encoder has {query_encoder.num_positions} positions",
+            "lower it",
+        )
     max_events = tuple(spec.max_events for spec in meta.profile_schema.modalities)
     longest = max_prefix_len(max_events, meta.tokens)
-    longest += train.max_query_len + 1 + train.max_answer_len
+    longest += meta.recipe.max_query_positions + 1 + train.max_answer_len
     num_positions = int(language_model.config.max_position_embeddings)
     if longest > num_positions:
         raise ConfigError(
@@ -221,7 +271,10 @@ def _check_lengths(
 
 
 def _assemble(
-    meta: CheckpointMeta, event_encoder: EventEncoder, language_model: PreTrainedModel
+    meta: CheckpointMeta,
+    event_encoder: EventEncoder,
+    language_model: PreTrainedModel,
+    query_encoder: QueryEncoder | None,
 ) -> QAnchorModel:
     recipe, tokens = meta.recipe, meta.tokens
     hidden_dim = int(language_model.config.hidden_size)
@@ -237,6 +290,9 @@ def _assemble(
     if not recipe.event_encoder.is_trained:
         event_encoder.requires_grad_(False)
     embedding_dim = recipe.head.embedding_dim
+    query_map = None
+    if query_encoder is not None:
+        query_map = QueryMap(query_encoder.vector_dim, hidden_dim, recipe.query_encoder)
     is_apart = recipe.loss.next_token_context == "embedding"
     return QAnchorModel(
         event_encoder=event_encoder,
@@ -247,6 +303,7 @@ def _assemble(
         ),
         language_model=language_model,
         head=Head(hidden_dim, recipe.head.inner_dim, embedding_dim),
+        query_map=query_map,
         answer_start=nn.Linear(embedding_dim, hidden_dim) if is_apart else None,
         statistics_head=StatisticsHead(embedding_dim, meta.statistics) if meta.statistics else None,
     )

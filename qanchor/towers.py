@@ -5,8 +5,9 @@ the segments [query, <USER_EMB>, answer, eos] follow side by side and do not see
 is the training twin of the serving split into prefix and suffix.
 
 Legend: B users, P prefix length, S packed suffix length, L = P + S, Q queries, A answer length,
-R soft-prompt rows, N event texts, T text length, E event vector width, F measures, D decoder
-width, V vocabulary, Z embedding_dim; G rows of packed answers, W their length, K answer tokens.
+R rows in place of suffix tokens, N event texts, T text length, E event vector width, F measures,
+D decoder width, V vocabulary, Z embedding_dim; G rows of packed answers, W their length, K answer
+tokens.
 """
 
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 
 from qanchor.encoder.event_encoder import EventEncoder
 from qanchor.encoder.hierarchical import HierarchicalEncoder
+from qanchor.encoder.query_encoder import QueryMap
 from qanchor.statistics_head import StatisticsHead
 
 PAD_SEGMENT = -1
@@ -34,9 +36,10 @@ class AnchorBatch:
     `position_BS`: absolute RoPE positions. `labels_BS`: next answer token where one is to be
     predicted, else -100. `emb_user_Q`, `emb_column_Q`: user and suffix column of each <USER_EMB>.
     `event_vectors_NE` (float32): the texts' event vectors where they are known already; there
-    are then no texts (N = 0 in `event_token_ids_NT`). `prompt_rows_RD` (float32),
-    `prompt_index_BS`: soft-prompt rows, and their numbers, from 1, where they stand in place of
-    tokens, else 0; both or none. `measures_BPF` (float32): the numbers beside each event, zeros
+    are then no texts (N = 0 in `event_token_ids_NT`). `prompt_index_BS`: numbers of rows, from 1,
+    where they stand in place of tokens, else 0. The rows are `prompt_rows_RD` (float32), or what
+    the query map makes of `query_vectors` (float32, [questions, width of the query encoder]); one
+    of them, or neither and no index. `measures_BPF` (float32): the numbers beside each event, zeros
     elsewhere, where the schema has measures.
     """
 
@@ -54,6 +57,7 @@ class AnchorBatch:
     event_vectors_NE: Tensor | None = None
     prompt_index_BS: Tensor | None = None
     prompt_rows_RD: Tensor | None = None
+    query_vectors: Tensor | None = None
     measures_BPF: Tensor | None = None
 
     def to(self, device: torch.device) -> "AnchorBatch":
@@ -82,6 +86,7 @@ class Head(nn.Module):
 class QAnchorModel(nn.Module):
     """Event encoder, hierarchical encoder, shared decoder (a Qwen2 causal LM) and head.
 
+    `query_map`: where a query encoder reads the questions, what makes rows of its vectors.
     Of use in training only: `answer_start`, where answers are predicted from the embedding alone,
     makes the input embedding they begin with; `statistics_head`, where behaviour statistics are.
     """
@@ -92,6 +97,7 @@ class QAnchorModel(nn.Module):
         encoder: HierarchicalEncoder,
         language_model: PreTrainedModel,
         head: Head,
+        query_map: QueryMap | None = None,
         answer_start: nn.Linear | None = None,
         statistics_head: StatisticsHead | None = None,
     ) -> None:
@@ -100,6 +106,7 @@ class QAnchorModel(nn.Module):
         self.encoder = encoder
         self.language_model = language_model
         self.head = head
+        self.query_map = query_map
         self.answer_start = answer_start
         self.statistics_head = statistics_head
 
@@ -130,13 +137,15 @@ class QAnchorModel(nn.Module):
         return filled_BPD
 
     def suffix_embeddings(self, batch: AnchorBatch) -> Tensor:
-        """Input embeddings [B, S, D] of the suffixes, soft-prompt rows in their places."""
+        """Input embeddings [B, S, D] of the suffixes, rows in their places."""
         embeddings_BSD = self.embed_tokens(batch.suffix_token_ids_BS)
-        if batch.prompt_index_BS is None or batch.prompt_rows_RD is None:
+        rows_RD = batch.prompt_rows_RD
+        if batch.query_vectors is not None:
+            assert self.query_map is not None, "This is a bug: the model reads questions itself."
+            rows_RD = self.query_map(batch.query_vectors).flatten(end_dim=1)
+        if batch.prompt_index_BS is None or rows_RD is None:
             return embeddings_BSD
-        rows_BSD = batch.prompt_rows_RD.to(embeddings_BSD.dtype)[
-            (batch.prompt_index_BS - 1).clamp(min=0)
-        ]
+        rows_BSD = rows_RD.to(embeddings_BSD.dtype)[(batch.prompt_index_BS - 1).clamp(min=0)]
         return torch.where((batch.prompt_index_BS > 0)[..., None], rows_BSD, embeddings_BSD)
 
     def event_vectors(self, batch: AnchorBatch) -> Tensor:

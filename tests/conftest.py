@@ -23,6 +23,32 @@ def real_data() -> Path:
     return Path(directory)
 
 
+@pytest.fixture(scope="session")
+def sentence_encoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small BERT with its tokenizer, as a Hugging Face directory; its weights are random."""
+    torch = pytest.importorskip("torch")
+    from transformers import BertConfig, BertModel
+
+    from qanchor.tokenization import train_event_tokenizer
+
+    directory = tmp_path_factory.mktemp("sentence_encoder")
+    words = ["Will the user travel soon?", "How often does the user buy food and read books?"]
+    tokenizer = train_event_tokenizer(words, 320)
+    bert = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=24, num_hidden_layers=2,
+        num_attention_heads=3, intermediate_size=40, max_position_embeddings=80,
+        # At the usual 0.02 all texts of so small a model look alike.
+        initializer_range=0.2,
+    )  # fmt: skip
+    torch.manual_seed(4)
+    BertModel(bert).save_pretrained(directory)
+    # As those of real sentence encoders do, it pads and cuts unless it is told not to.
+    tokenizer.enable_padding(length=16, pad_id=0, pad_token="[PAD]")
+    tokenizer.enable_truncation(6)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip GPU tests where something is missing; with QANCHOR_REQUIRE_GPU=1 fail instead."""

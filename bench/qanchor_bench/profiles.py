@@ -6,7 +6,7 @@ Legend: Q queries, Z embedding_dim.
 from collections.abc import Sequence
 from typing import Any
 
-from qanchor.bundle.packing import SuffixQuery, UserSuffix
+from qanchor.bundle.packing import UserSuffix
 from qanchor.data.profile import Profile
 from qanchor_bench.bench import Bench
 from qanchor_bench.workload import EncodedUser, FloatArray
@@ -15,6 +15,7 @@ from qanchor_server.config import ServerConfig
 from qanchor_server.engine import Engine
 from qanchor_server.prefix_encoder import PrefixEncoder
 from qanchor_server.prefix_source import prepare
+from qanchor_server.query_reader import QueryReader
 from qanchor_server.suffix_runner import SuffixRunner
 
 
@@ -30,9 +31,8 @@ class ProfileEngine:
             self.engine, user_emb=manifest.tokens.user_emb, hidden_dim=manifest.dims.hidden_dim
         )
         self.queries = query_texts(bench.scenario.queries[0])
-        self.suffixes = tuple(
-            SuffixQuery(tuple(bench.bundle.encode_query(text))) for text in self.queries
-        )
+        reader = QueryReader(bench.bundle)
+        self.suffixes = tuple(reader.query(text) for text in self.queries)
 
     def encode(self, profile: Profile) -> EncodedUser:
         """A fresh encoding of a profile."""

@@ -11,7 +11,6 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -26,6 +25,9 @@ from qanchor.bundle.manifest import (
     MANIFEST_FILE,
     PARITY_FILE,
     PREFIX,
+    QUERY_ENCODER,
+    QUERY_TOKENIZER_FILE,
+    QUERY_WEIGHTS_FILE,
     SCENARIOS_FILE,
     SUFFIX,
     TOKENIZER_FILE,
@@ -34,9 +36,12 @@ from qanchor.bundle.manifest import (
     GraphSpec,
     Limits,
     Manifest,
+    ModelDims,
     ParityCase,
+    QueryEncoderSpec,
     event_encoder_spec,
     prefix_spec,
+    query_encoder_spec,
     suffix_spec,
 )
 from qanchor.bundle.packing import check_questions
@@ -46,7 +51,7 @@ from qanchor.data.render import RenderedProfile
 from qanchor.errors import BundleError
 from qanchor_export.calibration import calibration_users
 from qanchor_export.quantize import Calibration, quantize
-from qanchor_export.reference import anchor_embeddings, encode_query, make_query
+from qanchor_export.reference import anchor_embeddings, make_query
 from qanchor_export.sample_users import SAMPLE_QUERIES, sample_users
 from qanchor_export.source import ExportSource
 from qanchor_export.to_onnx import to_onnx
@@ -80,7 +85,7 @@ def export_bundle(
     """
     if destination.exists() and not force:
         raise BundleError(f"{destination}: exists; choose another path or give --force")
-    check_questions(source.scenarios, partial(encode_query, source), source.max_text_len)
+    check_questions(source.scenarios, source.encode_query, source.max_text_len)
     cases = _parity_cases(source, users)
     with _staging(destination) as staging:
         decoder = _decoder(source, numbers or Numbers(), calibration, staging)
@@ -108,14 +113,13 @@ def _write(
     path: Path,
 ) -> Manifest:
     dims = model_dims(source.model, numbers.stored)
-    specs = {
-        EVENT_ENCODER: event_encoder_spec(dims),
-        PREFIX: prefix_spec(dims),
-        SUFFIX: suffix_spec(dims, numbers.precision),
-    }
+    query_encoder = _query_encoder(source)
+    specs = _specs(dims, numbers, query_encoder)
     source.tokenizer.save(str(path / TOKENIZER_FILE))
     source.event_tokenizer.save(str(path / EVENT_TOKENIZER_FILE))
-    graphs = to_onnx(source.model, decoder, dims, numbers.precision)
+    if source.query_encoder is not None:
+        source.query_encoder.tokenizer.save(str(path / QUERY_TOKENIZER_FILE))
+    graphs = to_onnx(source.model, source.query_encoder, decoder, specs)
     model_id = _write_graphs(source, graphs, specs, path)
     config.save(source.scenarios, path / SCENARIOS_FILE)
     config.save(cases, path / PARITY_FILE)
@@ -136,11 +140,32 @@ def _write(
             max_prefix_len=max_prefix_len(max_events, source.tokens),
             max_query_len=source.max_query_len,
         ),
+        query_encoder=query_encoder,
         graphs=specs,
         files={file.name: _file_spec(file) for file in sorted(path.iterdir())},
     )
     config.save(manifest, path / MANIFEST_FILE)
     return manifest
+
+
+def _query_encoder(source: ExportSource) -> QueryEncoderSpec | None:
+    query_map = source.model.query_map
+    if query_map is None:
+        return None
+    return QueryEncoderSpec(num_rows=len(query_map.rows), max_text_len=source.max_text_len)
+
+
+def _specs(
+    dims: ModelDims, numbers: Numbers, query_encoder: QueryEncoderSpec | None
+) -> dict[str, GraphSpec]:
+    specs = {
+        EVENT_ENCODER: event_encoder_spec(dims),
+        PREFIX: prefix_spec(dims),
+        SUFFIX: suffix_spec(dims, numbers.precision),
+    }
+    if query_encoder is not None:
+        specs[QUERY_ENCODER] = query_encoder_spec(dims, query_encoder.num_rows)
+    return specs
 
 
 def _write_graphs(
@@ -151,14 +176,20 @@ def _write_graphs(
     The export id is a part of the model id: it depends on all the graphs compute with, and it
     can only be stamped in once they are all there.
     """
+    files = [WEIGHTS_FILE, TOKENIZER_FILE, EVENT_TOKENIZER_FILE]
     with WeightFile(path / WEIGHTS_FILE) as weights:
-        for graph in graphs.values():
-            weights.move_out(graph)
+        for name, graph in graphs.items():
+            if name != QUERY_ENCODER:
+                weights.move_out(graph)
     logger.info("weights shared between graphs: %d bytes", weights.num_shared_bytes)
+    if QUERY_ENCODER in graphs:
+        with WeightFile(path / QUERY_WEIGHTS_FILE) as weights:
+            weights.move_out(graphs[QUERY_ENCODER])
+        files += [QUERY_WEIGHTS_FILE, QUERY_TOKENIZER_FILE]
     digest = hashlib.sha256()
     for name in sorted(graphs):
         digest.update(_serialized(graphs[name]))
-    for file in (WEIGHTS_FILE, TOKENIZER_FILE, EVENT_TOKENIZER_FILE):
+    for file in files:
         digest.update(file_sha256(path / file).encode())
     digest.update(config.to_json(source.schema) + config.to_json(source.tokens))
     model_id = digest.hexdigest()[:_MODEL_ID_CHARS]

@@ -7,6 +7,7 @@ Legend: B users (1 here), P prefix length, S packed suffix length, Q queries, N 
 T text length, F measures, D decoder width, Z embedding_dim.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,26 +27,32 @@ from qanchor_export.source import ExportSource
 FloatArray = npt.NDArray[np.float32]
 
 
+@torch.no_grad()
 def make_query(
     source: ExportSource, text: str, soft_prompt: FloatArray | None = None
 ) -> SuffixQuery:
-    """A query text in the schema's template, closed by <USER_EMB>."""
-    return SuffixQuery(encode_query(source, text), soft_prompt)
+    """A question as torch reads it, closed by <USER_EMB>."""
+    query_map, token_ids = source.model.query_map, source.encode_query(text)
+    query = SuffixQuery(token_ids)
+    if source.query_encoder is not None and query_map is not None:
+        vectors_NE = torch.from_numpy(source.query_encoder.vectors([token_ids]))
+        query = SuffixQuery((), _array(query_map.eval()(vectors_NE)[0]))
+    return query if soft_prompt is None else query.with_rows(soft_prompt)
 
 
 def scenario_query(source: ExportSource, scenario: Scenario) -> SuffixQuery:
     """A scenario as it is served. Raises ConfigError for rows of another width."""
-    return scenario_suffix(scenario, lambda text: encode_query(source, text), source.hidden_dim)
+    return scenario_suffix(scenario, partial(make_query, source), source.hidden_dim)
 
 
 @torch.no_grad()
 def anchor_embeddings(
     source: ExportSource, rendered: RenderedProfile, queries: list[SuffixQuery]
 ) -> FloatArray:
-    """[Q, Z] from `QAnchorModel.anchor`; queries without soft prompt."""
+    """[Q, Z] from `QAnchorModel.anchor`."""
     layout = build_layout(rendered.num_events, source.tokens)
     user = UserSuffix(len(layout), tuple(queries))
-    packed = pack([user], user_emb=source.tokens.user_emb, hidden_dim=1)
+    packed = pack([user], user_emb=source.tokens.user_emb, hidden_dim=source.hidden_dim)
     suffix = torch.from_numpy(packed.token_ids_S)[None]
     texts_NT, event_row_BP = _events(source, rendered, layout)
     batch = AnchorBatch(
@@ -60,6 +67,8 @@ def anchor_embeddings(
         labels_BS=torch.full_like(suffix, -100),
         emb_user_Q=torch.zeros(len(queries), dtype=torch.int64),
         emb_column_Q=torch.from_numpy(packed.emb_index_Q),
+        prompt_index_BS=torch.from_numpy(packed.prompt_index_S)[None],
+        prompt_rows_RD=torch.from_numpy(packed.prompt_rows_KD),
         measures_BPF=_measures(rendered, layout),
     )
     embeddings_QZ, _ = source.model.anchor(batch)
@@ -90,12 +99,6 @@ def full_pass_embeddings(
         states = decoder(inputs_embeds=torch.cat(parts)[None], use_cache=False).last_hidden_state
         found.append(model.head(states[0, -1]))
     return _array(torch.stack(found))
-
-
-def encode_query(source: ExportSource, text: str) -> tuple[int, ...]:
-    """Token ids of a query in the schema's template, without <USER_EMB>."""
-    templated = source.schema.query_template.format(query=text)
-    return tuple(source.tokenizer.encode(templated, add_special_tokens=False).ids)
 
 
 def _suffix_embeddings(source: ExportSource, query: SuffixQuery) -> Tensor:

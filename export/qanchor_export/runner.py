@@ -18,6 +18,7 @@ from qanchor.bundle.exact_int8 import exact_int8_entry
 from qanchor.bundle.manifest import (
     EVENT_ENCODER,
     PREFIX,
+    QUERY_ENCODER,
     SUFFIX,
     asks_by_query,
     past_names,
@@ -45,7 +46,7 @@ class EncodedPrefix:
 
 @dataclass(slots=True)
 class BundleRunner:
-    """Runs the three graphs on the CPU; a session is opened when its graph is first used.
+    """Runs the graphs on the CPU; a session is opened when its graph is first used.
 
     `num_threads` 0 takes all cores. Raises BundleError when a graph is of another export.
     """
@@ -166,14 +167,17 @@ class BundleRunner:
         return embeddings
 
     def query(self, text: str, soft_prompt: FloatArray | None = None) -> SuffixQuery:
-        """A query text in the schema's template, closed by <USER_EMB>."""
-        tokens = self.bundle.encode_query(text)
-        return SuffixQuery(tuple(tokens), soft_prompt)
+        """A question as the bundle reads it, closed by <USER_EMB>."""
+        token_ids = self.bundle.encode_query(text)
+        query = SuffixQuery(tuple(token_ids))
+        if self.bundle.manifest.query_encoder is not None:
+            feeds = {"query_token_ids": np.array(token_ids, dtype=np.int64)}
+            query = SuffixQuery((), self.session(QUERY_ENCODER).run(None, feeds)[0])
+        return query if soft_prompt is None else query.with_rows(soft_prompt)
 
     def scenario(self, scenario: Scenario) -> SuffixQuery:
         """A scenario as it is served. Raises ConfigError for rows of another width."""
-        hidden_dim = self.bundle.manifest.dims.hidden_dim
-        return scenario_suffix(scenario, self.bundle.encode_query, hidden_dim)
+        return scenario_suffix(scenario, self.query, self.bundle.manifest.dims.hidden_dim)
 
     def _values(self, names: list[str], kv_L2BGCK: KvArray) -> dict[str, Any]:
         """Key and value of each layer by tensor name, as OrtValues over the array's memory."""

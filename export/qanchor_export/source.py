@@ -11,6 +11,7 @@ from torch import nn
 from qanchor.bundle.scenario_file import ScenarioFile, check_fits, with_replaced
 from qanchor.config import ProfileSchema, Scenario
 from qanchor.data.prefix import PrefixTokens
+from qanchor.encoder.query_encoder import QueryEncoder
 from qanchor.towers import QAnchorModel
 
 if TYPE_CHECKING:
@@ -30,9 +31,13 @@ class ExportSource:
     event_tokenizer: Tokenizer
     scenarios: tuple[Scenario, ...]
     max_query_len: int
-    """Tokens of one suffix: query text, soft prompt and <USER_EMB>."""
+    """Tokens of one suffix: query text or the rows in its place, soft prompt and <USER_EMB>."""
     checkpoint_id: str = ""
     """Content id of the checkpoint; empty for a model that came from none."""
+    query_encoder: QueryEncoder | None = None
+    """What reads questions before the model; None: the decoder does itself."""
+    max_read_len: int = 0
+    """Most tokens it reads of a question."""
 
     @property
     def hidden_dim(self) -> int:
@@ -41,8 +46,20 @@ class ExportSource:
 
     @property
     def max_text_len(self) -> int:
-        """Tokens of a question: what the longest soft prompt and <USER_EMB> leave of a suffix."""
+        """Tokens a question may be read as.
+
+        For the decoder what the longest soft prompt and <USER_EMB> leave of a suffix.
+        """
+        if self.query_encoder is not None:
+            return self.max_read_len
         return self.max_query_len - 1 - _longest_prompt(self.scenarios)
+
+    def encode_query(self, text: str) -> tuple[int, ...]:
+        """Token ids a question is read as, by query encoder or decoder."""
+        if self.query_encoder is not None:
+            return self.query_encoder.tokens(text)
+        templated = self.schema.query_template.format(query=text)
+        return tuple(self.tokenizer.encode(templated, add_special_tokens=False).ids)
 
 
 def source_of(checkpoint: "Checkpoint", tuned: ScenarioFile | None = None) -> ExportSource:
@@ -67,8 +84,10 @@ def source_of(checkpoint: "Checkpoint", tuned: ScenarioFile | None = None) -> Ex
         tokenizer=checkpoint.tokenizer,
         event_tokenizer=checkpoint.event_tokenizer,
         scenarios=scenarios,
-        max_query_len=meta.recipe.train.max_query_len + 1 + _longest_prompt(scenarios),
+        max_query_len=meta.recipe.max_query_positions + 1 + _longest_prompt(scenarios),
         checkpoint_id=content_id,
+        query_encoder=checkpoint.query_encoder,
+        max_read_len=meta.recipe.train.max_query_len,
     )
 
 

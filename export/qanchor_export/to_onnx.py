@@ -17,18 +17,15 @@ from torch.export import Dim
 from qanchor.bundle.manifest import (
     EVENT_ENCODER,
     PREFIX,
+    QUERY_ENCODER,
     SUFFIX,
     GraphSpec,
-    ModelDims,
-    Precision,
     TensorSpec,
-    event_encoder_spec,
-    prefix_spec,
-    suffix_spec,
 )
+from qanchor.encoder.query_encoder import QueryEncoder
 from qanchor.towers import QAnchorModel
 from qanchor_export.graphs_decoder import PrefixGraph, suffix_graph
-from qanchor_export.graphs_event import EventEncoderGraph
+from qanchor_export.graphs_text import EventEncoderGraph, QueryEncoderGraph
 from qanchor_export.kv_store import TORCH_DTYPES
 from qanchor_export.weights import AdapterWeights, DecoderWeights, HeadWeights
 
@@ -49,6 +46,7 @@ _CHATTY_LOGGERS = (
 _TRACE_SIZES = {
     "num_texts": 3,
     "text_len": 5,
+    "query_text_len": 10,
     "chunk_len": 7,
     "prefix_capacity": 11,
     "packed_len": 13,
@@ -61,23 +59,28 @@ _TRACE_SIZES = {
 
 
 def to_onnx(
-    model: QAnchorModel, decoder: DecoderWeights, dims: ModelDims, precision: Precision
+    model: QAnchorModel,
+    query_encoder: QueryEncoder | None,
+    decoder: DecoderWeights,
+    specs: dict[str, GraphSpec],
 ) -> dict[str, ir.Model]:
-    """The three graphs of a bundle by name; their initializers share the torch weights' memory.
+    """The graphs of `specs` by name; their initializers share the torch weights' memory.
 
-    `decoder` is the model's, in `precision`; the event encoder is float32 in all. Raises
-    ConfigError when the model's maths is not what the graphs compute.
+    `decoder` is the model's, in the bundle's precision; the text encoders are float32 in all.
+    Raises ConfigError when the model's maths is not what the graphs compute.
     """
     adapters = AdapterWeights(model.encoder.adapters)
-    modules: dict[str, tuple[nn.Module, GraphSpec]] = {
-        EVENT_ENCODER: (EventEncoderGraph(model.event_encoder), event_encoder_spec(dims)),
-        PREFIX: (PrefixGraph(decoder, adapters), prefix_spec(dims)),
-        SUFFIX: (suffix_graph(decoder, HeadWeights(model.head)), suffix_spec(dims, precision)),
+    modules: dict[str, nn.Module] = {
+        EVENT_ENCODER: EventEncoderGraph(model.event_encoder),
+        PREFIX: PrefixGraph(decoder, adapters),
+        SUFFIX: suffix_graph(decoder, HeadWeights(model.head)),
     }
+    if query_encoder is not None and model.query_map is not None:
+        modules[QUERY_ENCODER] = QueryEncoderGraph(query_encoder, model.query_map)
     graphs = {}
-    for name, (module, spec) in modules.items():
+    for name, spec in specs.items():
         logger.info("tracing %s", spec.file)
-        graphs[name] = trace(module.eval(), spec)
+        graphs[name] = trace(modules[name].eval(), spec)
     return graphs
 
 

@@ -20,7 +20,7 @@ import onnx
 
 from qanchor import config
 from qanchor.bundle.buckets import BucketLimits, Range, make_ladders
-from qanchor.bundle.manifest import GraphSpec
+from qanchor.bundle.manifest import DEVICE_GRAPHS, GraphSpec
 from qanchor.bundle.plans import (
     PLANS_FILE,
     GraphPlan,
@@ -82,8 +82,9 @@ def check_operators(bundle: Bundle) -> None:
             f"{bundle.path}: keys and values are int8, which TensorRT takes from quantisation "
             "nodes only; export the checkpoint with --kv-dtype float16 or bfloat16 for it"
         )
-    for graph, spec in bundle.manifest.graphs.items():
-        model = onnx.load(str(bundle.path / spec.file), load_external_data=False)
+    for graph in DEVICE_GRAPHS:
+        file = bundle.path / bundle.manifest.graphs[graph].file
+        model = onnx.load(str(file), load_external_data=False)
         nodes = [node for node in model.graph.node if node.domain not in STANDARD_DOMAINS]
         foreign = sorted({f"{node.domain}::{node.op_type}" for node in nodes})
         if foreign:

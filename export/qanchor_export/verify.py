@@ -161,9 +161,10 @@ class _Trial:
 
     def anchor(self, source: ExportSource) -> Check:
         """The model's own anchor tower."""
-        from qanchor_export.reference import anchor_embeddings
+        from qanchor_export.reference import anchor_embeddings, make_query
 
-        wanted = [anchor_embeddings(source, user, self.queries) for user in self.users]
+        queries = [make_query(source, text) for text in SAMPLE_QUERIES]
+        wanted = [anchor_embeddings(source, user, queries) for user in self.users]
         return self._torch("anchor tower = ONNX Runtime", _rows(self.packed), _rows(wanted))
 
     def full_pass(self, source: ExportSource) -> Check:

@@ -15,13 +15,19 @@ SCENARIOS_FILE = "scenarios.json"
 PARITY_FILE = "parity.json"
 EVENT_TOKENIZER_FILE = "event_tokenizer.json"
 TOKENIZER_FILE = "tokenizer.json"
+QUERY_TOKENIZER_FILE = "query_tokenizer.json"
 WEIGHTS_FILE = "weights.bin"
+QUERY_WEIGHTS_FILE = "query_encoder.bin"
+"""Of the query encoder alone: it runs on the CPU whatever the engine, once per text."""
 INT8_REPORT_FILE = "int8_report.json"
 """What was decided in quantising, for people; in int8 bundles only."""
 EXPORT_ID_KEY = "qanchor.export_id"
 EVENT_ENCODER = "event_encoder"
+QUERY_ENCODER = "query_encoder"
 PREFIX = "prefix"
 SUFFIX = "suffix"
+DEVICE_GRAPHS = (EVENT_ENCODER, PREFIX, SUFFIX)
+"""What an engine runs. The query encoder is none of its work."""
 
 DType = Literal["int64", "float32", "float16", "bfloat16", "int8"]
 Precision = Literal["float32", "float16", "bfloat16", "int8"]
@@ -91,7 +97,16 @@ class Limits(Config, frozen=True, kw_only=True):
     max_prefix_len: int
     """Prefix positions; follows from the schema."""
     max_query_len: int
-    """Tokens of one suffix: query text, soft prompt and <USER_EMB>."""
+    """Tokens of one suffix: query text or the rows in its place, soft prompt and <USER_EMB>."""
+
+
+class QueryEncoderSpec(Config, frozen=True, kw_only=True):
+    """How questions are read where the decoder does not read their text itself."""
+
+    num_rows: int
+    """Suffix positions of a question."""
+    max_text_len: int
+    """Tokens of a question, the tokenizer's own included."""
 
 
 class Manifest(Config, frozen=True, kw_only=True):
@@ -114,6 +129,8 @@ class Manifest(Config, frozen=True, kw_only=True):
     event_pad: int
     """Padding id of the event tokenizer."""
     limits: Limits
+    query_encoder: QueryEncoderSpec | None = None
+    """None: a question is its tokens, in the schema's template."""
     graphs: dict[str, GraphSpec]
     files: dict[str, FileSpec]
 
@@ -162,6 +179,19 @@ def event_encoder_spec(dims: ModelDims) -> GraphSpec:
         outputs=(
             TensorSpec(name="event_vectors", dtype="float32", dims=("num_texts", dims.event_dim)),
         ),
+    )
+
+
+def query_encoder_spec(dims: ModelDims, num_rows: int) -> GraphSpec:
+    """`query_encoder.onnx`: a question's tokens to the rows that stand for it in a suffix.
+
+    There is none where the decoder reads questions itself.
+    """
+    rows = (num_rows, dims.hidden_dim)
+    return GraphSpec(
+        file="query_encoder.onnx",
+        inputs=(TensorSpec(name="query_token_ids", dtype="int64", dims=("query_text_len",)),),
+        outputs=(TensorSpec(name="query_rows", dtype="float32", dims=rows),),
     )
 
 

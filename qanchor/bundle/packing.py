@@ -28,34 +28,41 @@ ROW_PADDING = -1
 
 @dataclass(frozen=True, slots=True)
 class SuffixQuery:
-    """One query: its text tokens, then soft-prompt rows, then <USER_EMB> (not in `token_ids`)."""
+    """One query: its text tokens, then prompt rows, then <USER_EMB> (not in `token_ids`)."""
 
     token_ids: tuple[int, ...]
     prompt_rows_KD: FloatArray | None = None
-    """The same array object for every query of one scenario: a step carries its rows once."""
+    """Rows in place of tokens: what a query encoder made of the text, then the soft prompt. The
+    same array object for every query of one scenario: a step carries its rows once."""
 
     @property
     def suffix_len(self) -> int:
-        """Tokens the query costs, soft prompt and <USER_EMB> included."""
+        """Tokens the query costs, prompt rows and <USER_EMB> included."""
         return len(self.token_ids) + self.num_prompt_rows + 1
 
     @property
     def num_prompt_rows(self) -> int:
-        """Soft-prompt rows; 0 for an untuned query."""
+        """Prompt rows; 0 for a query of text tokens alone."""
         return 0 if self.prompt_rows_KD is None else len(self.prompt_rows_KD)
+
+    def with_rows(self, rows_KD: FloatArray) -> "SuffixQuery":
+        """The same with these rows behind its own."""
+        own_KD = self.prompt_rows_KD
+        joined_KD = rows_KD if own_KD is None else np.concatenate([own_KD, rows_KD])
+        return SuffixQuery(self.token_ids, joined_KD)
 
 
 def scenario_suffix(
-    scenario: Scenario, encode_query: Callable[[str], Sequence[int]], hidden_dim: int
+    scenario: Scenario, query: Callable[[str], SuffixQuery], hidden_dim: int
 ) -> SuffixQuery:
-    """A scenario's text tokens (none where it is compiled) and its soft-prompt rows.
+    """A scenario's question (nothing where it is compiled) and its soft-prompt rows.
 
-    `encode_query` gives the token ids of a question in the schema's template. Raises ConfigError
-    for rows that are not `hidden_dim` wide.
+    `query` gives the suffix of a question. Raises ConfigError for rows that are not `hidden_dim`
+    wide.
     """
-    token_ids = () if scenario.is_compiled else tuple(encode_query(scenario.question))
+    asked = SuffixQuery(()) if scenario.is_compiled else query(scenario.question)
     if not scenario.soft_prompt:
-        return SuffixQuery(token_ids)
+        return asked
     width = len(scenario.soft_prompt[0])
     if width != hidden_dim:
         raise ConfigError(
@@ -64,7 +71,7 @@ def scenario_suffix(
             f"numbers per row; the model's hidden_dim is {hidden_dim}",
             "tune it again with this model",
         )
-    return SuffixQuery(token_ids, np.array(scenario.soft_prompt, dtype=np.float32))
+    return asked.with_rows(np.array(scenario.soft_prompt, dtype=np.float32))
 
 
 def check_questions(
@@ -72,8 +79,8 @@ def check_questions(
 ) -> None:
     """Raise ConfigError for a scenario whose text has more than `max_query_len` tokens.
 
-    A model was trained on none so long. Compiled scenarios send no text. `encode_query` as in
-    `scenario_suffix`.
+    A model was trained on none so long. Compiled scenarios send no text. `encode_query` gives the
+    token ids a question is read as.
     """
     for scenario in scenarios:
         num_tokens = 0 if scenario.is_compiled else len(encode_query(scenario.question))
@@ -81,7 +88,7 @@ def check_questions(
             raise ConfigError(
                 f"{scenario.name}.question",
                 scenario.question,
-                f"{num_tokens} tokens in the query template, the model takes {max_query_len}",
+                f"is read as {num_tokens} tokens, the model takes {max_query_len}",
                 "shorten it, or train with a larger train.max_query_len",
             )
 
@@ -161,7 +168,7 @@ def pack(users: Sequence[UserSuffix], *, user_emb: int, hidden_dim: int) -> Pack
         user_start = len(token_ids)
         for query in user.queries:
             rows = query.num_prompt_rows
-            first_row = prompts.first_row(query.prompt_rows_KD)
+            first_row = prompts.first_row(query.prompt_rows_KD, rows)
             token_ids.extend(query.token_ids)
             token_ids.extend([0] * rows)
             token_ids.append(user_emb)
@@ -229,28 +236,29 @@ class Packer:
 
 
 class PromptTable:
-    """Distinct soft prompts of a step and where each begins, counted from 1."""
+    """Distinct prompts of a step and where the rows of each begin, counted from 1."""
 
     def __init__(self) -> None:
-        self._arrays: list[FloatArray] = []
+        self.arrays: list[FloatArray] = []
+        """Each prompt's rows [K, D], or whatever they are made of."""
         self._first: dict[int, int] = {}
         self._next = 1
 
-    def first_row(self, rows_KD: FloatArray | None) -> int:
+    def first_row(self, prompt: FloatArray | None, num_rows: int) -> int:
         """Number of the prompt's first row, one array object being one prompt; 0 for None."""
-        if rows_KD is None:
+        if prompt is None:
             return 0
-        if id(rows_KD) not in self._first:
-            self._first[id(rows_KD)] = self._next
-            self._arrays.append(rows_KD)
-            self._next += len(rows_KD)
-        return self._first[id(rows_KD)]
+        if id(prompt) not in self._first:
+            self._first[id(prompt)] = self._next
+            self.arrays.append(prompt)
+            self._next += num_rows
+        return self._first[id(prompt)]
 
     def rows_KD(self, hidden_dim: int) -> FloatArray:
         """All prompts' rows one below the other; row n - 1 is number n. One zero row for none."""
-        if not self._arrays:
+        if not self.arrays:
             return np.zeros((1, hidden_dim), dtype=np.float32)
-        return np.ascontiguousarray(np.concatenate(self._arrays), dtype=np.float32)
+        return np.ascontiguousarray(np.concatenate(self.arrays), dtype=np.float32)
 
 
 def _rows(lens: list[int]) -> tuple[IntArray, IntArray]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qanchor import config
 from qanchor.bundle.buckets import Ladders, Range
-from qanchor.bundle.manifest import WEIGHTS_FILE, Manifest
+from qanchor.bundle.manifest import DEVICE_GRAPHS, WEIGHTS_FILE, Manifest
 from qanchor.bundle.reader import file_sha256
 from qanchor.config import Config
 from qanchor.errors import BundleError, ConfigError
@@ -59,7 +59,7 @@ class Target:
 
 def graphs_hash(manifest: Manifest) -> str:
     """Hash of the graphs and weights a bundle's plan files are built from."""
-    names = sorted([spec.file for spec in manifest.graphs.values()] + [WEIGHTS_FILE])
+    names = sorted([manifest.graphs[name].file for name in DEVICE_GRAPHS] + [WEIGHTS_FILE])
     text = "\n".join(f"{name} {manifest.files[name].sha256}" for name in names)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -17,6 +17,7 @@ from qanchor.bundle.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,
     PARITY_FILE,
+    QUERY_TOKENIZER_FILE,
     SCENARIOS_FILE,
     TOKENIZER_FILE,
     Manifest,
@@ -36,6 +37,8 @@ class Bundle:
     parity: tuple[ParityCase, ...]
     tokenizer: Tokenizer
     event_tokenizer: Tokenizer
+    query_tokenizer: Tokenizer | None = None
+    """Of the query encoder, where there is one."""
 
     def check_export_id(self, graph: str, metadata: Mapping[str, str]) -> None:
         """Raise BundleError unless an opened graph's metadata names this bundle's export."""
@@ -47,7 +50,13 @@ class Bundle:
             )
 
     def encode_query(self, query: str) -> list[int]:
-        """Token ids of the suffix text, without soft prompt and <USER_EMB>."""
+        """Token ids a question is read as, however many.
+
+        By the query encoder, as it stands, where there is one; else by the decoder, in the schema's
+        template, as tokens of the suffix.
+        """
+        if self.query_tokenizer is not None:
+            return list(self.query_tokenizer.encode(query).ids)
         text = self.manifest.profile_schema.query_template.format(query=query)
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
@@ -83,6 +92,9 @@ def open_bundle(path: Path) -> Bundle:
         )
     for name, spec in manifest.files.items():
         _check_file(path / name, spec.sha256)
+    query_tokenizer = None
+    if manifest.query_encoder is not None:
+        query_tokenizer = Tokenizer.from_file(str(path / QUERY_TOKENIZER_FILE))
     return Bundle(
         path=path,
         manifest=manifest,
@@ -90,6 +102,7 @@ def open_bundle(path: Path) -> Bundle:
         parity=config.load(tuple[ParityCase, ...], path / PARITY_FILE),
         tokenizer=Tokenizer.from_file(str(path / TOKENIZER_FILE)),
         event_tokenizer=Tokenizer.from_file(str(path / EVENT_TOKENIZER_FILE)),
+        query_tokenizer=query_tokenizer,
     )
 
 

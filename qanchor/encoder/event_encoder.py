@@ -71,7 +71,7 @@ def build_event_encoder(
     Raises ConfigError when the directory holds no BERT-like encoder.
     """
     if config.path:
-        return EventEncoder(load_text_encoder(Path(config.path)), pad_id)
+        return EventEncoder(load_text_encoder(Path(config.path), "event_encoder.path"), pad_id)
     bert = BertConfig(
         vocab_size=vocab_size,
         hidden_size=config.hidden_dim,
@@ -99,11 +99,11 @@ def _empty_cls(model: BertModel, cls_id: int) -> None:
         model.embeddings.token_type_embeddings.weight[0] = 0
 
 
-def load_text_encoder(path: Path) -> PreTrainedModel:
-    """A text encoder from a local Hugging Face directory. Raises ConfigError."""
+def load_text_encoder(path: Path, field: str) -> PreTrainedModel:
+    """A text encoder from a local Hugging Face directory. Raises ConfigError at `field`."""
     if not (path / "config.json").is_file():
         raise ConfigError(
-            "event_encoder.path",
+            field,
             str(path),
             "no config.json there",
             "give a Hugging Face model directory",
@@ -111,7 +111,7 @@ def load_text_encoder(path: Path) -> PreTrainedModel:
     found = AutoConfig.from_pretrained(path, local_files_only=True)
     if found.model_type != "bert":
         raise ConfigError(
-            "event_encoder.path",
+            field,
             found.model_type,
             "the encoder must be of model_type bert (gte-base, bge, e5, MiniLM ...)",
             "choose such a checkpoint",

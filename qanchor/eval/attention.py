@@ -72,13 +72,16 @@ def attention_shares(
     names = group_names([spec.name for spec in checkpoint.meta.profile_schema.modalities])
     asked = [*((False, one) for one in base), *((True, one) for one in tuned)]
     segments = [segment_of(checkpoint, scenario) for _, scenario in asked]
+    suffix_groups: list[int] = []
+    for segment, (_, scenario) in zip(segments, asked, strict=True):
+        suffix_groups += _suffix_groups(segment, len(scenario.soft_prompt), len(names))
     model = checkpoint.model.eval()
     batches = []
     with _watched(model) as watch, torch.inference_mode():
         bar = tqdm(range(0, len(users), USERS_PER_BATCH), desc="attention", unit="batch")
         for start in bar:
             chosen = users[start : start + USERS_PER_BATCH]
-            shares_BQLG = _shares(model, corpus, chosen, segments, len(names), watch)
+            shares_BQLG = _shares(model, corpus, chosen, segments, suffix_groups, len(names), watch)
             batches.append(shares_BQLG.sum(axis=0))
     mean_QLG = sum(batches) / len(users)
     return Attention(
@@ -110,18 +113,26 @@ def prefix_groups(layout: PrefixLayout, header_len: int) -> npt.NDArray[np.int64
     return groups_P
 
 
+def _suffix_groups(segment: Segment, prompt_len: int, num_groups: int) -> list[int]:
+    """Group of every suffix position; rows that a query encoder made are the query's."""
+    query, prompt, itself = range(num_groups - len(SUFFIX_GROUPS), num_groups)
+    query_len = len(segment.query) + segment.num_rows - prompt_len
+    return [query] * query_len + [prompt] * prompt_len + [itself]
+
+
 def _shares(
     model: QAnchorModel,
     corpus: PrefixCorpus,
     users: Sequence[int],
     segments: Sequence[Segment],
+    suffix_groups: Sequence[int],
     num_groups: int,
     watch: _Watch,
 ) -> npt.NDArray[np.float64]:
     """[B, Q, layers, G], mean over heads."""
     device = model.head.up.weight.device
     batch = anchor_batch(corpus, users, [list(segments)] * len(users)).to(device)
-    group_BLG = _one_hot_groups(corpus, users, segments, batch, num_groups)
+    group_BLG = _one_hot_groups(corpus, users, suffix_groups, batch, num_groups)
     watch.batch = batch
     watch.layers.clear()
     _run(model, batch)
@@ -136,23 +147,18 @@ def _shares(
 def _one_hot_groups(
     corpus: PrefixCorpus,
     users: Sequence[int],
-    segments: Sequence[Segment],
+    suffix_groups: Sequence[int],
     batch: AnchorBatch,
     num_groups: int,
 ) -> Tensor:
     """[B, L, G]; padding belongs to no group, and gets no attention."""
     prefix_width, suffix_width = batch.prefix_token_ids_BP.shape[1], batch.segment_BS.shape[1]
     groups_BL = np.full((len(users), prefix_width + suffix_width), -1, dtype=np.int64)
-    query, prompt, itself = range(num_groups - len(SUFFIX_GROUPS), num_groups)
-    suffix: list[int] = []
-    for segment in segments:
-        num_rows = 0 if segment.prompt_rows_RD is None else len(segment.prompt_rows_RD)
-        suffix += [query] * len(segment.query) + [prompt] * num_rows + [itself]
     header_len = len(corpus.tokens.header)
     for row, user in enumerate(users):
         layout = corpus.layout(user)
         groups_BL[row, : len(layout)] = prefix_groups(layout, header_len)
-        groups_BL[row, prefix_width : prefix_width + len(suffix)] = suffix
+        groups_BL[row, prefix_width : prefix_width + len(suffix_groups)] = suffix_groups
     one_hot = groups_BL[:, :, None] == np.arange(num_groups)
     return torch.from_numpy(one_hot).double().to(batch.segment_BS.device)
 

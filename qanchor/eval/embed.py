@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from qanchor.bundle.packing import scenario_suffix
 from qanchor.checkpoint import Checkpoint
 from qanchor.config import Scenario
 from qanchor.train.batches import Segment, anchor_batch, answer_batch
@@ -85,8 +84,5 @@ def embed_answers(checkpoint: Checkpoint, answers: Sequence[str]) -> npt.NDArray
 
 def segment_of(checkpoint: Checkpoint, query: str | Scenario) -> Segment:
     """A query text, or a scenario with its soft prompt, as a segment without answer."""
-    if isinstance(query, str):
-        return Segment(checkpoint.encode_query(query))
-    hidden_dim = checkpoint.hidden_dim
-    suffix = scenario_suffix(query, checkpoint.encode_query, hidden_dim)
+    suffix = checkpoint.query(query) if isinstance(query, str) else checkpoint.scenario(query)
     return Segment(suffix.token_ids, prompt_rows_RD=suffix.prompt_rows_KD)

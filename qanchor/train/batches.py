@@ -26,7 +26,18 @@ class Segment:
     query: tuple[int, ...]
     answer: tuple[int, ...] = ()
     prompt_rows_RD: FloatArray | None = field(default=None, compare=False)
-    """Soft prompt between query and <USER_EMB>; one array object for all segments that share it."""
+    """Rows between query tokens and <USER_EMB>; one array object for all segments that share it."""
+    query_vector: FloatArray | None = field(default=None, compare=False)
+    """What a query encoder read, where the model's query map is to make such rows of it; one array
+    object for all segments of a question."""
+    num_query_rows: int = 0
+    """How many rows it makes."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows between query tokens and <USER_EMB>."""
+        given = 0 if self.prompt_rows_RD is None else len(self.prompt_rows_RD)
+        return given + self.num_query_rows
 
 
 def anchor_batch(
@@ -34,7 +45,8 @@ def anchor_batch(
 ) -> AnchorBatch:
     """Batch of `users` (rows of the corpus), `segments[i]` being the queries of users[i].
 
-    <USER_EMB> places are listed user by user, in segment order.
+    <USER_EMB> places are listed user by user, in segment order. Rows in place of tokens are either
+    given in all segments or made of query vectors in all.
     """
     layouts = [corpus.layout(user) for user in users]
     rows = [corpus.event_rows(layout, user) for layout, user in zip(layouts, users, strict=True)]
@@ -47,7 +59,8 @@ def anchor_batch(
     emb = [(user, column) for user, packed in enumerate(suffix) for column in packed.emb_columns]
     known = corpus.event_vectors
     to_encode = texts if known is None else texts[:0]
-    has_prompts = any(packed.prompt_index.any() for packed in suffix)
+    is_read = any(segment.query_vector is not None for of_user in segments for segment in of_user)
+    has_rows = bool(prompts.arrays)
     return AnchorBatch(
         event_token_ids_NT=torch.from_numpy(corpus.padded_texts(to_encode)),
         prefix_token_ids_BP=_stack([layout.token_ids_P for layout in layouts], 0),
@@ -61,8 +74,9 @@ def anchor_batch(
         emb_user_Q=torch.tensor([user for user, _ in emb], dtype=torch.long),
         emb_column_Q=torch.tensor([column for _, column in emb], dtype=torch.long),
         event_vectors_NE=None if known is None else torch.from_numpy(known[texts]),
-        prompt_index_BS=_stack([p.prompt_index for p in suffix], 0) if has_prompts else None,
-        prompt_rows_RD=torch.from_numpy(prompts.rows_KD(0)) if has_prompts else None,
+        prompt_index_BS=_stack([p.prompt_index for p in suffix], 0) if has_rows else None,
+        prompt_rows_RD=torch.from_numpy(prompts.rows_KD(0)) if has_rows and not is_read else None,
+        query_vectors=torch.from_numpy(np.stack(prompts.arrays)) if is_read else None,
         measures_BPF=_measures(corpus, users, layouts) if corpus.rendered.measures else None,
     )
 
@@ -111,7 +125,7 @@ class _Packed:
 def _pack(
     segments: list[Segment], prefix_len: int, tokens: PrefixTokens, prompts: PromptTable
 ) -> _Packed:
-    """[query, soft prompt, <USER_EMB>, answer] per segment; eos is a label, never an input."""
+    """[query, rows, <USER_EMB>, answer] per segment; eos is a label, never an input."""
     ids: list[int] = []
     numbers: list[int] = []
     positions: list[int] = []
@@ -119,8 +133,8 @@ def _pack(
     prompt_index: list[int] = []
     emb_columns: list[int] = []
     for number, segment in enumerate(segments):
-        num_rows = 0 if segment.prompt_rows_RD is None else len(segment.prompt_rows_RD)
-        first_row = prompts.first_row(segment.prompt_rows_RD)
+        num_rows = segment.num_rows
+        first_row = prompts.first_row(_prompt(segment), num_rows)
         before = [*segment.query, *[tokens.pad] * num_rows]
         here = [*before, tokens.user_emb, *segment.answer]
         emb_columns.append(len(ids) + len(before))
@@ -140,6 +154,13 @@ def _pack(
         prompt_index=np.array(prompt_index, dtype=np.int64),
         emb_columns=emb_columns,
     )
+
+
+def _prompt(segment: Segment) -> FloatArray | None:
+    assert segment.prompt_rows_RD is None or segment.query_vector is None, (
+        "This is a bug: soft prompts are tuned on rows, not on what rows are made of."
+    )
+    return segment.query_vector if segment.prompt_rows_RD is None else segment.prompt_rows_RD
 
 
 def _padded_len(lengths: Sequence[int]) -> int:

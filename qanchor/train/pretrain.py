@@ -7,6 +7,7 @@ checkpoint with the same losses to the bit (CPU, the same number of processes).
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -264,9 +265,7 @@ class Trainer:
         self.checkpoint = at_step(self.checkpoint, self.number)
         model, state = self.placement.whole_model(), self._state()
         if self.processes.is_first:
-            meta, tokenizer = self.checkpoint.meta, self.checkpoint.tokenizer
-            whole = Checkpoint(model, meta, tokenizer, self.checkpoint.event_tokenizer)
-            save_newest(whole, state, self.run_dir)
+            save_newest(replace(self.checkpoint, model=model), state, self.run_dir)
 
     def _state(self) -> dict[str, Any]:
         """What besides the weights a run goes on from; every process must call."""

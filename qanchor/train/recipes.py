@@ -7,6 +7,7 @@ from qanchor.config import Config, nearest
 from qanchor.data.useru import TripleOptions
 from qanchor.decoder import DecoderConfig, LoraConfig
 from qanchor.encoder.event_encoder import EventEncoderConfig
+from qanchor.encoder.query_encoder import QueryEncoderConfig
 from qanchor.errors import ConfigError
 from qanchor.losses import LossConfig
 
@@ -54,7 +55,8 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     """Write RUN/tensorboard beside metrics.jsonl, which holds the same numbers and is what
     everything else reads; hence off unless someone watches. Needs tensorboardX."""
     max_query_len: int = 48
-    """Query tokens kept, template included, <USER_EMB> not counted."""
+    """Query tokens kept, template included, <USER_EMB> not counted; where a query encoder reads the
+    questions, its tokens."""
     max_answer_len: int = 96
     """Answer tokens kept, eos not counted."""
     centre_users: int = 256
@@ -105,12 +107,19 @@ class Recipe(Config, frozen=True, kw_only=True):
     event_vocab_size: int = 4096
     """Size of the event tokenizer trained when event_encoder.path is empty."""
     decoder: DecoderConfig = DecoderConfig()
+    query_encoder: QueryEncoderConfig = QueryEncoderConfig()
     head: HeadConfig = HeadConfig()
     lora: LoraConfig | None = None
     loss: LossConfig = LossConfig()
     triples: TripleOptions = TripleOptions()
     """Read where `qanchor pretrain` makes the triples itself."""
     train: TrainConfig = TrainConfig()
+
+    @property
+    def max_query_positions(self) -> int:
+        """Most suffix positions of a question, without soft prompt and <USER_EMB>."""
+        is_read = bool(self.query_encoder.path)
+        return self.query_encoder.num_rows if is_read else self.train.max_query_len
 
 
 def mini() -> Recipe:

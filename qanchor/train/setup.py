@@ -14,6 +14,7 @@ from qanchor.data.dataset import Dataset
 from qanchor.data.profile import Profile
 from qanchor.data.statistics import StatisticSpace, log_statistics, training_space
 from qanchor.data.views import View, stream_views
+from qanchor.encoder.query_encoder import QueryEncoder, load_query_encoder
 from qanchor.errors import ConfigError, DataError
 from qanchor.tokenization import (
     add_prefix_tokens,
@@ -38,6 +39,8 @@ from qanchor.train.triples import (
 log = logging.getLogger(__name__)
 
 TOKENIZER_SAMPLE = 200_000
+SCALE_SAMPLE = 2_000
+"""Questions whose vectors say where the query map's 0 is, and how far 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +109,12 @@ def fresh_checkpoint(
         step=0,
         statistics=space,
     )
-    model = build_model(meta, tokenizer, event_tokenizer)
-    checkpoint = Checkpoint(model, meta, tokenizer, event_tokenizer)
+    query_encoder = _query_encoder(recipe, dataset)
+    model = build_model(meta, tokenizer, event_tokenizer, query_encoder)
+    checkpoint = Checkpoint(model, meta, tokenizer, event_tokenizer, query_encoder)
+    if query_encoder is not None and model.query_map is not None:
+        chosen = _sample(sorted(set(queries)), rng, SCALE_SAMPLE)
+        model.query_map.set_scale(query_encoder.vectors([*map(query_encoder.tokens, chosen)]))
     try:
         checkpoint.check_questions(dataset.scenarios)
     except ConfigError as error:
@@ -229,10 +236,23 @@ def batch_source(recipe: Recipe, corpus: PrefixCorpus, triples: UserTriples) -> 
     return InMemory(order, corpus)
 
 
-def _sample(texts: list[str], rng: np.random.Generator) -> list[str]:
-    if len(texts) <= TOKENIZER_SAMPLE:
+def _sample(texts: list[str], rng: np.random.Generator, size: int = TOKENIZER_SAMPLE) -> list[str]:
+    if len(texts) <= size:
         return texts
-    return [texts[row] for row in np.sort(rng.choice(len(texts), TOKENIZER_SAMPLE, replace=False))]
+    return [texts[row] for row in np.sort(rng.choice(len(texts), size, replace=False))]
+
+
+def _query_encoder(recipe: Recipe, dataset: Dataset) -> QueryEncoder | None:
+    if not recipe.query_encoder.path:
+        return None
+    if not dataset.schema.query_template:
+        raise ConfigError(
+            "query_encoder.path",
+            recipe.query_encoder.path,
+            "the schema's query_template is empty: the model is to hear no question",
+            "leave one of them out",
+        )
+    return load_query_encoder(Path(recipe.query_encoder.path))
 
 
 def _event_tokenizer(recipe: Recipe, texts: list[str]) -> Tokenizer:

@@ -40,9 +40,11 @@ from qanchor.train.setup import (
     training_views,
 )
 from qanchor.train.shards import (
+    ANSWERS_FILE,
     HELDOUT,
     INDEX_FILE,
-    PHRASES_FILE,
+    QUERIES_FILE,
+    QUERY_VECTORS_FILE,
     TEXTS_FILE,
     TRIPLES_FILE,
     USERS_FILE,
@@ -51,7 +53,7 @@ from qanchor.train.shards import (
     read_shard,
     shard_name,
 )
-from qanchor.train.triples import QueryEncoder
+from qanchor.train.triples import TripleQueries
 
 ROWS_HELD = 256
 """Raw rows held back per shard before they are written."""
@@ -217,7 +219,7 @@ def _route(
 
 def _finish(checkpoint: Checkpoint, dataset: Dataset, directory: Path, names: list[str]) -> None:
     """Tokenise every shard, and say so in the index."""
-    encode_query = QueryEncoder(checkpoint)
+    asked = TripleQueries(checkpoint)
     topic_of: dict[str, int] = {}
     counts: Counter[int] = Counter()
     num_users = {}
@@ -244,12 +246,12 @@ def _finish(checkpoint: Checkpoint, dataset: Dataset, directory: Path, names: li
         write_table(pa.table(users), shard / USERS_FILE)
         tokens = pa.LargeListArray.from_arrays(corpus.text_offsets, corpus.text_tokens)
         write_table(pa.table({"tokens": tokens}), shard / TEXTS_FILE)
-        topics = _finish_triples(encode_query, shard, rendered.user_ids, topic_of)
+        topics = _finish_triples(checkpoint, asked, shard, rendered.user_ids, topic_of)
         if name != HELDOUT:
             counts.update(topics)
         for file in (RAW_USERS_FILE, RAW_TRIPLES_FILE):
             (shard / file).unlink()
-    encode_query.warn_of_cut()
+    asked.warn_of_cut()
     index = ShardIndex(
         num_users=tuple(count for name, count in num_users.items() if name != HELDOUT),
         num_heldout=num_users.get(HELDOUT, 0),
@@ -278,32 +280,42 @@ def _rendered_user(row: dict[str, Any]) -> RenderedProfile:
 
 
 def _finish_triples(
-    encode_query: QueryEncoder, shard: Path, user_ids: tuple[str, ...], topic_of: dict[str, int]
+    checkpoint: Checkpoint,
+    asked: TripleQueries,
+    shard: Path,
+    user_ids: tuple[str, ...],
+    topic_of: dict[str, int],
 ) -> list[int]:
     """Write the shard's triples as numbers; new topics get theirs. Returns each triple's topic."""
     table = pq.read_table(shard / RAW_TRIPLES_FILE)
     owners, topics, queries, answers, shifts = (c.to_pylist() for c in table.columns)
     names = [View(owner, shift).name for owner, shift in zip(owners, shifts, strict=True)]
     row_of = {user_id: row for row, user_id in enumerate(user_ids)}
-    phrase_of: dict[tuple[str, bool], int] = {}
-    phrases: list[tuple[int, ...]] = []
-
-    def phrase(text: str, *, is_query: bool) -> int:
-        row = phrase_of.setdefault((text, is_query), len(phrases))
-        if row == len(phrases):
-            encode = encode_query if is_query else encode_query.checkpoint.encode_answer
-            phrases.append(encode(text))
-        return row
-
+    query_rows, answer_rows = _numbered(queries), _numbered(answers)
     columns = {
         "user": [row_of[name] for name in names],
         "topic": [topic_of.setdefault(topic, len(topic_of)) for topic in topics],
-        "query": [phrase(query, is_query=True) for query in queries],
-        "answer": [phrase(answer, is_query=False) for answer in answers],
+        "query": [query_rows[query] for query in queries],
+        "answer": [answer_rows[answer] for answer in answers],
     }
     by_user = np.argsort(columns["user"], kind="stable")
     numbers = {name: np.array(values, np.int32)[by_user] for name, values in columns.items()}
     write_table(pa.table(numbers), shard / TRIPLES_FILE)
-    tokens = pa.array([list(phrase) for phrase in phrases], pa.list_(pa.int32()))
-    write_table(pa.table({"tokens": tokens}), shard / PHRASES_FILE)
+    segments = asked.segments([*query_rows])
+    vectors = [one.query_vector for one in segments if one.query_vector is not None]
+    if vectors:
+        np.save(shard / QUERY_VECTORS_FILE, np.stack(vectors))
+    else:
+        _write_tokens([one.query for one in segments], shard / QUERIES_FILE)
+    _write_tokens([checkpoint.encode_answer(text) for text in answer_rows], shard / ANSWERS_FILE)
     return columns["topic"]
+
+
+def _numbered(texts: list[str]) -> dict[str, int]:
+    """Distinct texts with a row for each."""
+    return {text: row for row, text in enumerate(dict.fromkeys(texts))}
+
+
+def _write_tokens(token_ids: list[tuple[int, ...]], path: Path) -> None:
+    tokens = pa.array([list(ids) for ids in token_ids], pa.list_(pa.int32()))
+    write_table(pa.table({"tokens": tokens}), path)

@@ -6,8 +6,10 @@ A shard directory holds some thousand users, drawn at random, tokenised once:
     00000/users.parquet        user_id (name of the view), num_events, rows (into texts), measures,
                                statistics
     00000/texts.parquet        token ids of each distinct event text of the shard
-    00000/phrases.parquet      token ids of each distinct query and answer of the shard
-    00000/triples.parquet      user (row), topic, query, answer (rows of phrases); by user
+    00000/queries.parquet      token ids of each distinct query of the shard
+    00000/query_vectors.npy    in their place vectors, where a query encoder reads the queries
+    00000/answers.parquet      token ids of each distinct answer of the shard
+    00000/triples.parquet      user, topic, query, answer (all rows); by user
     00000/vectors.npy          event vectors, where the event encoder does not change
     heldout/...                the same of the users held out
 
@@ -18,7 +20,7 @@ it was. At most two shards are in memory: the one in use, and the next, which a 
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -40,7 +42,9 @@ INDEX_FILE = "index.json"
 HELDOUT = "heldout"
 USERS_FILE = "users.parquet"
 TEXTS_FILE = "texts.parquet"
-PHRASES_FILE = "phrases.parquet"
+QUERIES_FILE = "queries.parquet"
+QUERY_VECTORS_FILE = "query_vectors.npy"
+ANSWERS_FILE = "answers.parquet"
 TRIPLES_FILE = "triples.parquet"
 VECTORS_FILE = "vectors.npy"
 MAX_HELD = 2
@@ -100,7 +104,7 @@ def read_shard(directory: Path, meta: CheckpointMeta) -> Shard:
         text_offsets=text_offsets,
         event_vectors=np.load(vectors, mmap_mode="r") if vectors.is_file() else None,
     )
-    triples = _read_triples(directory, len(users))
+    triples = _read_triples(directory, len(users), meta)
     return Shard(corpus, triples, np.array([corpus.prefix_len(user) for user in triples.users]))
 
 
@@ -206,8 +210,10 @@ class _Segments(Sequence[Sequence[Segment]]):
     """Start of each user's triples, and the end of the last."""
     query: npt.NDArray[np.int32]
     answer: npt.NDArray[np.int32]
-    phrase_offsets: npt.NDArray[np.int64]
-    phrase_tokens: npt.NDArray[np.int32]
+    queries: Sequence[Segment]
+    """The shard's distinct queries."""
+    answer_offsets: npt.NDArray[np.int64]
+    answer_tokens: npt.NDArray[np.int32]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -220,11 +226,11 @@ class _Segments(Sequence[Sequence[Segment]]):
         if isinstance(entry, slice):
             return [self[each] for each in range(*entry.indices(len(self)))]
         rows = range(self.offsets[entry], self.offsets[entry + 1])
-        return [Segment(self._phrase(self.query[r]), self._phrase(self.answer[r])) for r in rows]
+        return [replace(self.queries[self.query[r]], answer=self._answer(r)) for r in rows]
 
-    def _phrase(self, row: np.int32) -> tuple[int, ...]:
-        start, end = self.phrase_offsets[row], self.phrase_offsets[row + 1]
-        return tuple(self.phrase_tokens[start:end].tolist())
+    def _answer(self, row: int) -> tuple[int, ...]:
+        start, end = self.answer_offsets[self.answer[row] :][:2]
+        return tuple(self.answer_tokens[start:end].tolist())
 
 
 def _measures(users: pa.Table) -> tuple[npt.NDArray[np.float32], ...]:
@@ -245,18 +251,28 @@ def _statistics(users: pa.Table) -> npt.NDArray[np.float16] | None:
     return rows_US
 
 
-def _read_triples(directory: Path, num_users: int) -> UserTriples:
+def _read_triples(directory: Path, num_users: int, meta: CheckpointMeta) -> UserTriples:
     table = pq.read_table(directory / TRIPLES_FILE)
     user, topic, query, answer = (
         table[name].to_numpy() for name in ("user", "topic", "query", "answer")
     )
-    phrase_offsets, phrase_tokens = _flat_lists(pq.read_table(directory / PHRASES_FILE)["tokens"])
+    answers = _flat_lists(pq.read_table(directory / ANSWERS_FILE)["tokens"])
     offsets = np.searchsorted(user, np.arange(num_users + 1))
     return UserTriples(
         users=tuple(range(num_users)),
-        segments=_Segments(offsets, query, answer, phrase_offsets, phrase_tokens),
+        segments=_Segments(offsets, query, answer, _read_queries(directory, meta), *answers),
         topics=[of_user.tolist() for of_user in np.split(topic, offsets[1:-1])],
     )
+
+
+def _read_queries(directory: Path, meta: CheckpointMeta) -> list[Segment]:
+    """A segment without answer for each distinct query."""
+    if not meta.recipe.query_encoder.path:
+        ids = _lists(pq.read_table(directory / QUERIES_FILE)["tokens"])
+        return [Segment(tuple(of_query.tolist())) for of_query in ids]
+    num_rows = meta.recipe.query_encoder.num_rows
+    vectors_NE = np.load(directory / QUERY_VECTORS_FILE)
+    return [Segment((), query_vector=vector, num_query_rows=num_rows) for vector in vectors_NE]
 
 
 def _flat_lists(

@@ -7,7 +7,7 @@ most negatives answer the same question about another user: only behaviour tells
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,30 +75,39 @@ def read_triple_texts(path: Path) -> TripleTexts:
     return TripleTexts(views, columns["topic"], columns["query"], columns["answer"])
 
 
-@dataclass(frozen=True, slots=True)
-class QueryEncoder:
-    """Encodes the queries of triples, cut to the recipe's limit, and remembers which it cut."""
+class TripleQueries:
+    """Queries of triples as training reads them, cut to the recipe's limit."""
 
-    checkpoint: Checkpoint
-    cut: set[str] = field(default_factory=set)
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._max_query_len = checkpoint.meta.recipe.train.max_query_len
+        self._cut: set[str] = set()
 
-    def __call__(self, query: str) -> tuple[int, ...]:
-        """Token ids of a query, without <USER_EMB>."""
-        ids = self.checkpoint.encode_query(query)
-        limit = self.checkpoint.meta.recipe.train.max_query_len
-        if len(ids) > limit:
-            self.cut.add(query)
-        return ids[:limit]
+    def segments(self, queries: Sequence[str]) -> list[Segment]:
+        """A segment without answer for each query."""
+        ids = [self._token_ids(query) for query in queries]
+        encoder = self._checkpoint.query_encoder
+        if encoder is None:
+            return [Segment(of_query) for of_query in ids]
+        num_rows = self._checkpoint.meta.recipe.query_encoder.num_rows
+        vectors_NE = encoder.vectors(ids)
+        return [Segment((), query_vector=vector, num_query_rows=num_rows) for vector in vectors_NE]
 
     def warn_of_cut(self) -> None:
         """Say how many queries were cut, if any."""
-        if self.cut:
+        if self._cut:
             log.warning(
                 "%d queries are cut to train.max_query_len=%d tokens, so those that differ only "
                 "further on are trained as one; shorten them or raise it",
-                len(self.cut),
-                self.checkpoint.meta.recipe.train.max_query_len,
+                len(self._cut),
+                self._max_query_len,
             )
+
+    def _token_ids(self, query: str) -> tuple[int, ...]:
+        ids = self._checkpoint.encode_query(query)
+        if len(ids) > self._max_query_len:
+            self._cut.add(query)
+        return ids[: self._max_query_len]
 
 
 def load_triples(
@@ -110,8 +119,10 @@ def load_triples(
     """
     row_of = {name: row for row, name in enumerate(view_names)}
     by_user: dict[int, list[tuple[Segment, int]]] = {}
-    encode_query = QueryEncoder(checkpoint)
-    query_ids: dict[str, tuple[int, ...]] = {}
+    queries = TripleQueries(checkpoint)
+    distinct = list(dict.fromkeys(triples.queries))
+    asked = dict(zip(distinct, queries.segments(distinct), strict=True))
+    queries.warn_of_cut()
     answer_ids: dict[str, tuple[int, ...]] = {}
     topic_of: dict[str, int] = {}
     rows = zip(triples.views, triples.topics, triples.queries, triples.answers, strict=True)
@@ -124,14 +135,11 @@ def load_triples(
                 "is no train user",
                 "make the triples again",
             )
-        if query not in query_ids:
-            query_ids[query] = encode_query(query)
         if answer not in answer_ids:
             answer_ids[answer] = checkpoint.encode_answer(answer)
-        segment = Segment(query_ids[query], answer_ids[answer])
+        segment = replace(asked[query], answer=answer_ids[answer])
         topic_number = topic_of.setdefault(topic, len(topic_of))
         by_user.setdefault(row_of[view.name], []).append((segment, topic_number))
-    encode_query.warn_of_cut()
     users = tuple(sorted(by_user))
     return UserTriples(
         users,

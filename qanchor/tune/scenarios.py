@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from qanchor import config
-from qanchor.bundle.packing import scenario_suffix
 from qanchor.bundle.scenario_file import (
     ScenarioFile,
     check_fits,
@@ -98,7 +97,7 @@ def tune(
         tuned, quality = tune_scenario(
             passes,
             _newest(scenario, earlier),
-            checkpoint.encode_query(scenario.question),
+            checkpoint.query(scenario.question),
             labelled,
             settings,
             temperature,
@@ -143,7 +142,7 @@ def compile_all(
         compiled, quality = compile_scenario(
             passes,
             _newest(scenario, earlier),
-            scenario_suffix(scenario, checkpoint.encode_query, checkpoint.hidden_dim),
+            checkpoint.scenario(scenario),
             users,
             _probe_labels(dataset, scenario.name, users) if is_labelled else None,
             settings,

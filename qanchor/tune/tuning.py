@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from qanchor.bundle.packing import SuffixQuery
 from qanchor.config import Config, Scenario
 from qanchor.errors import ConfigError
 from qanchor.eval.metrics import auc
@@ -42,17 +43,17 @@ class TuneReport(Config, frozen=True, kw_only=True):
 def tune_scenario(
     passes: SuffixPass,
     scenario: Scenario,
-    text_ids: tuple[int, ...],
+    query: SuffixQuery,
     labelled: dict[str, LabelledRows],
     config: TuneConfig,
     temperature: float,
 ) -> tuple[Scenario, TuneReport]:
-    """Learn soft prompt and prototypes of a scenario whose question has the tokens `text_ids`.
+    """Learn soft prompt and prototypes of a scenario whose question has the suffix `query`.
 
     `labelled` as from `labelled_rows`. The scenario comes back one version higher. Raises
-    ConfigError without text, from which a soft prompt starts.
+    ConfigError without a question, from which a soft prompt starts.
     """
-    if not text_ids:
+    if query.suffix_len == 1:
         raise ConfigError(
             f"{scenario.name}.question",
             scenario.question,
@@ -60,7 +61,7 @@ def tune_scenario(
             "tune a query-conditioned model",
         )
     train, valid = labelled["train"], labelled["valid"]
-    text_ND = passes.text_embeddings(text_ids)
+    text_ND = passes.suffix_of(query)[:-1]
     device, num_classes = text_ND.device, int(train.labels.max()) + 1
     train_labels = torch.from_numpy(train.labels).to(device)
     with frozen(passes.model):

@@ -103,7 +103,7 @@ class ServerConfig(Config, frozen=True, kw_only=True):
     prepared_prefix_cache: int = 4096
     """Users whose rendered profile is kept in host memory; others are read from the store."""
     query_cache: int = 4096
-    """Free-text queries whose token ids are kept."""
+    """Free-text queries kept as the model reads them: tokenised, or read by the query encoder."""
     grace_seconds: float = 10.0
     """Time for requests in flight after SIGTERM or SIGINT."""
     clock_skew_seconds: int = 300

@@ -156,7 +156,7 @@ class Server:
             max_event_tokens_per_step=self._config.max_event_tokens_per_step,
             max_cached_texts=self._config.event_vector_cache,
         )
-        check_parity(engine, encoder, self._bundle)
+        check_parity(engine, encoder, self._bundle, self.core.resolver.reader)
         files = self._open_disk_tier(engine.slot_layout)
         return EngineParts(
             engine, encoder, KvMover(engine, files, host_bytes=self._config.kv_host_bytes)
@@ -304,7 +304,7 @@ def _make_core(config: ServerConfig, bundle: Bundle, now_s: Callable[[], float])
         hidden_dim=manifest.dims.hidden_dim,
         embedding_dim=manifest.dims.embedding_dim,
     )
-    resolver = Resolver(bundle, max_cached_queries=config.query_cache)
+    resolver = Resolver(bundle, max_cached_queries=config.query_cache, max_unread=config.max_queue)
     scenarios = Path(config.scenarios) if config.scenarios else None
     catalog = ScenarioCatalog(bundle, scenarios, resolver)
     admission = Admission(

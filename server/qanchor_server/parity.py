@@ -18,6 +18,7 @@ from qanchor.errors import BundleError
 from qanchor_server.engine import Engine, FloatArray, SlotT
 from qanchor_server.prefix_encoder import PrefixEncoder
 from qanchor_server.prefix_source import PreparedPrefix, prepare_rendered
+from qanchor_server.query_reader import QueryReader
 from qanchor_server.suffix_runner import run_each
 
 log = logging.getLogger(__name__)
@@ -26,14 +27,24 @@ log = logging.getLogger(__name__)
 _MIN_ALLOWED = 1e-3
 
 
-def check_parity(engine: Engine[SlotT], encoder: PrefixEncoder[SlotT], bundle: Bundle) -> float:
+def check_parity(
+    engine: Engine[SlotT],
+    encoder: PrefixEncoder[SlotT],
+    bundle: Bundle,
+    reader: QueryReader | None = None,
+) -> float:
     """Run every parity case; returns the largest difference to the stored embeddings.
+
+    `reader` of the bundle's questions, if one is open already.
 
     Raises BundleError when a difference exceeds what the bundle's types allow.
     """
     worst = 0.0
+    reader = reader or QueryReader(bundle)
     for number, case in enumerate(bundle.parity):
-        worst = max(worst, _check_case(engine, encoder, bundle, case, f"parity case {number}"))
+        queries = [reader.query(text) for text in case.queries]
+        name = f"parity case {number}"
+        worst = max(worst, _check_case(engine, encoder, bundle, case, queries, name))
     log.info("parity: %d cases, max abs difference %.2e", len(bundle.parity), worst)
     return worst
 
@@ -43,12 +54,12 @@ def _check_case(
     encoder: PrefixEncoder[SlotT],
     bundle: Bundle,
     case: ParityCase,
+    queries: list[SuffixQuery],
     name: str,
 ) -> float:
     prepared = prepare_rendered(
         case.rendered, user_id="", version=0, as_of_s=0, manifest=bundle.manifest
     )
-    queries = [SuffixQuery(tuple(bundle.encode_query(query))) for query in case.queries]
     slot = engine.allocate_slot(len(prepared.layout))
     again = engine.allocate_slot(len(prepared.layout))
     try:

@@ -14,7 +14,7 @@ from qanchor.bundle.reader import Bundle
 from qanchor.bundle.scenario_file import check_fits, read_scenario_file, with_replaced
 from qanchor.config import Scenario
 from qanchor.errors import InvalidInput
-from qanchor_server.resolve import Resolver
+from qanchor_server.resolve import ResolvedQuery, Resolver
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,13 @@ class ScenarioCatalog:
                 "scenarios", "", "the server has no scenario files", "start it with --scenarios"
             )
         async with self._lock:
-            # Reading and tokenising may take a while; requests go on meanwhile.
+            # Reading files and questions may take a while; requests go on meanwhile.
             return self._take(await asyncio.to_thread(self._read, path))
 
-    def _read(self, path: Path) -> tuple[Scenario, ...]:
-        """The bundle's scenarios with those of all files in place of their older versions."""
+    def _read(self, path: Path) -> dict[str, ResolvedQuery]:
+        """The bundle's scenarios with those of all files in place of their older versions, ready
+        for the resolver.
+        """
         newer: dict[str, tuple[Scenario, str]] = {}
         for file in self._files(path):
             for scenario in self._read_file(file):
@@ -74,8 +76,7 @@ class ScenarioCatalog:
         for scenario in merged:
             name = newer[scenario.name][1] if scenario.name in newer else self._bundle.path.name
             _check_version(scenario, current.get(scenario.name), name, "the server")
-        self._resolver.check(merged)
-        return merged
+        return self._resolver.resolve_all(merged)
 
     def _files(self, path: Path) -> Iterable[Path]:
         if path.is_dir():
@@ -94,13 +95,13 @@ class ScenarioCatalog:
             raise InvalidInput(path.name, str(path), f"cannot be read: {error}") from None
         return file.scenarios
 
-    def _take(self, scenarios: tuple[Scenario, ...]) -> Reloaded:
+    def _take(self, resolved: dict[str, ResolvedQuery]) -> Reloaded:
         before = {scenario.name: scenario for scenario, _ in self._resolver.scenarios()}
-        self._resolver.replace(scenarios)
-        names = {scenario.name for scenario in scenarios}
+        self._resolver.replace(resolved)
+        after = {scenario.name: scenario for scenario, _ in self._resolver.scenarios()}
         return Reloaded(
-            changed=tuple(sorted(s.name for s in scenarios if before.get(s.name) != s)),
-            removed=tuple(sorted(before.keys() - names)),
+            changed=tuple(name for name in after if before.get(name) != after[name]),
+            removed=tuple(name for name in before if name not in after),
         )
 
 

@@ -111,7 +111,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         core = self._core
         core.admission.check_num_queries(len(request.queries))
         wire.check_encoding(request.encoding)
-        queries = wire.parse_queries(request.queries, core.resolver)
+        queries = await wire.parse_queries(request.queries, core.resolver)
         suffixes = tuple(query.suffix for query in queries)
         answer = await core.embed(request.user_id, suffixes, timeout_s)
         wire.write_results(response, answer, queries, request.encoding)

@@ -43,10 +43,13 @@ def cache_state(found: Found | None) -> embedding_pb2.CacheState:
     return _CACHE_STATES[found]
 
 
-def parse_queries(
+async def parse_queries(
     queries: Sequence[embedding_pb2.Query], resolver: Resolver
 ) -> tuple[ResolvedQuery, ...]:
-    """Resolve a request's queries. Raises InvalidInput at the first wrong one."""
+    """Resolve a request's queries.
+
+    Raises InvalidInput at the first wrong one, Overloaded when too many new texts wait.
+    """
     resolved = []
     for number, query in enumerate(queries):
         kind = query.WhichOneof("query")
@@ -55,8 +58,10 @@ def parse_queries(
                 f"queries[{number}]", None, "scenario or text is required", "set one of them"
             )
         where = f"queries[{number}].{kind}"
-        resolve = resolver.scenario if kind == "scenario" else resolver.text
-        resolved.append(resolve(getattr(query, kind), where))
+        if kind == "scenario":
+            resolved.append(resolver.scenario(query.scenario, where))
+        else:
+            resolved.append(await resolver.text(query.text, where))
     return tuple(resolved)
 
 
@@ -68,7 +73,7 @@ def scenarios(resolver: Resolver) -> list[scenario_pb2.Scenario]:
             version=scenario.version,
             question=scenario.question,
             domain=scenario.domain,
-            num_prompt_rows=suffix.num_prompt_rows,
+            num_prompt_rows=len(scenario.soft_prompt),
             num_suffix_tokens=suffix.suffix_len,
         )
         for scenario, suffix in resolver.scenarios()

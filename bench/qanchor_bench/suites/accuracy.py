@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from tqdm import tqdm
 
+from qanchor.bundle.packing import SuffixQuery
 from qanchor.bundle.reader import open_bundle
 from qanchor.data.dataset import Dataset, open_dataset
 from qanchor.data.prefix import build_layout, slot_vectors, with_measures
@@ -67,7 +68,7 @@ def run(bench: Bench) -> Findings:
 def embed(runners: Sequence[BundleRunner], dataset: Dataset, max_users: int) -> Sides:
     """All scenarios' questions of up to `max_users` users of each split, through both bundles."""
     users = chosen_users(dataset, max_users)
-    questions = [scenario.question for scenario in dataset.scenarios]
+    asked = [[runner.query(one.question) for one in dataset.scenarios] for runner in runners]
     found: list[list[FloatArray]] = [[], []]
     ids = []
     profiles = tqdm(
@@ -76,14 +77,14 @@ def embed(runners: Sequence[BundleRunner], dataset: Dataset, max_users: int) -> 
     for profile in profiles:
         ids.append(profile.user_id)
         rendered = render_profile(profile, dataset.schema)
-        for side, vectors_QZ in enumerate(_both(runners, rendered, questions)):
+        for side, vectors_QZ in enumerate(_both(runners, rendered, asked)):
             found[side].append(vectors_QZ)
     float32_UQZ, rounded_UQZ = (np.stack(side) for side in found)
     return Sides(ids, float32_UQZ, rounded_UQZ)
 
 
 def _both(
-    runners: Sequence[BundleRunner], rendered: RenderedProfile, questions: list[str]
+    runners: Sequence[BundleRunner], rendered: RenderedProfile, asked: list[list[SuffixQuery]]
 ) -> list[FloatArray]:
     """One user's answers [Q, Z] from each bundle; the event encoder is the same in both."""
     first = runners[0]
@@ -91,8 +92,8 @@ def _both(
     vectors_NE = with_measures(first.event_vectors(rendered), rendered)
     vectors_PE = slot_vectors(layout, rendered.num_events, vectors_NE)
     return [
-        runner.suffix([(runner.prefill(layout, vectors_PE), [runner.query(q) for q in questions])])
-        for runner in runners
+        runner.suffix([(runner.prefill(layout, vectors_PE), queries)])
+        for runner, queries in zip(runners, asked, strict=True)
     ]
 
 

@@ -87,7 +87,7 @@ WRONG = {
     "rows too wide": (lambda d: write(d / "x.json", tea(soft_prompt=((1.0,) * 4,))),
                       "x.json: tea_fan.soft_prompt", "hidden_dim is 3"),
     "too long": (lambda d: write(d / "x.json", tea(question="tea " * 12)),
-                 "tea_fan.question", "limits allow 12"),
+                 "tea_fan.question", "at most 11 are taken"),
     "no JSON": (lambda d: (d / "x.json").write_text("{"), "x.json", "not readable"),
     "unknown key": (lambda d: (d / "x.json").write_text('{"scenarois": []}'), "x.json",
                     "scenarois"),

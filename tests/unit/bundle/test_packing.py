@@ -126,5 +126,5 @@ def test_a_question_longer_than_the_model_takes_is_told_by_name() -> None:
     silent = Scenario(name="old", question="a b c d e", soft_prompt=((1.0,),), is_compiled=True)
     check_questions([fits, silent], words, 3)
     long = Scenario(name="stay", question="does not leave soon")
-    with pytest.raises(ConfigError, match=r"stay\.question.* 4 tokens .* takes 3; shorten it, or"):
+    with pytest.raises(ConfigError, match=r"stay\.question.* 4 tokens, .* takes 3; shorten it, or"):
         check_questions([fits, long], words, 3)

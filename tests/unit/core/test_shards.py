@@ -272,7 +272,7 @@ def test_texts_longer_than_the_model_takes_are_told_once_for_all_shards(
     # Every query is in many shards, and counts once.
     assert 0 < int(cut.split()[0]) <= len(set(texts.queries))
     # What will be asked of the finished model is no error of training, but told before it.
-    (asked,) = [message for message in said if "tokens in the query template" in message]
+    (asked,) = [message for message in said if "is read as" in message]
     assert asked.startswith(f"{dataset.scenarios[0].name}.question=")
 
 

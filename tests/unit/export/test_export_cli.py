@@ -14,7 +14,6 @@ from qanchor.errors import ConfigError, QAnchorError
 from qanchor_export.bundle_writer import export_bundle
 from qanchor_export.cli import add_parser
 from qanchor_export.random_source import TINY, method_schema, random_source
-from qanchor_export.reference import encode_query
 from qanchor_export.verify import Check
 
 
@@ -65,7 +64,7 @@ def test_verify_fails_where_torch_said_something_else(
 def test_a_question_the_server_would_refuse_is_not_exported(tmp_path: Path) -> None:
     source = random_source(TINY, method_schema())
     question = "Will the user cancel the subscription within 30 days?"
-    num_tokens = len(encode_query(source, question))
+    num_tokens = len(source.encode_query(question))
     rows = ((0.5,) * TINY.hidden_dim,) * 2
     scenarios = (
         Scenario(name="churn", question=question),
@@ -73,7 +72,9 @@ def test_a_question_the_server_would_refuse_is_not_exported(tmp_path: Path) -> N
     )
     # One token of the suffix is <USER_EMB>, two belong to the soft prompt.
     short = replace(source, scenarios=scenarios, max_query_len=num_tokens + 2)
-    with pytest.raises(ConfigError, match=f"churn.* {num_tokens} tokens .* takes {num_tokens - 1}"):
+    with pytest.raises(
+        ConfigError, match=f"churn.* {num_tokens} tokens, .* takes {num_tokens - 1}"
+    ):
         export_bundle(short, tmp_path / "bundle")
     assert not list(tmp_path.iterdir())
     assert replace(short, max_query_len=num_tokens + 3).max_text_len == num_tokens

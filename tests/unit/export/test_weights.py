@@ -6,7 +6,7 @@ from transformers import BertConfig, Qwen2Config
 
 from qanchor.encoder.hierarchical import Adapter
 from qanchor.errors import ConfigError
-from qanchor_export.graphs_event import check_event_encoder
+from qanchor_export.graphs_text import check_text_encoder
 from qanchor_export.random_source import shape_named
 from qanchor_export.weights import AdapterWeights, check_decoder
 
@@ -48,9 +48,9 @@ def test_a_decoder_with_other_maths_is_refused(change: dict[str, object], field:
 
 
 def test_an_event_encoder_with_other_maths_is_refused() -> None:
-    check_event_encoder(BertConfig())
+    check_text_encoder(BertConfig(), "event_encoder")
     with pytest.raises(ConfigError, match=r"event_encoder\.hidden_act='relu'"):
-        check_event_encoder(BertConfig(hidden_act="relu"))
+        check_text_encoder(BertConfig(hidden_act="relu"), "event_encoder")
 
 
 def test_an_unknown_shape_names_the_nearest() -> None:

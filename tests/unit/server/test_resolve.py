@@ -1,5 +1,6 @@
 """Resolving queries: scenarios once, free text within limits."""
 
+import asyncio
 import dataclasses
 
 import pytest
@@ -8,7 +9,7 @@ from fake_engine import fake_bundle
 from qanchor.bundle.reader import Bundle
 from qanchor.config import Scenario
 from qanchor.errors import BundleError, InvalidInput
-from qanchor_server.resolve import Resolver
+from qanchor_server.resolve import ResolvedQuery, Resolver
 
 
 @pytest.fixture
@@ -43,27 +44,35 @@ def test_an_unknown_scenario_names_the_nearest_one(resolver: Resolver) -> None:
     assert caught.value.field == "queries[1].scenario"
 
 
+def ask(resolver: Resolver, text: str) -> ResolvedQuery:
+    return asyncio.run(resolver.text(text, "q"))
+
+
 def test_free_text_is_tokenised_once_while_it_is_among_the_newest(resolver: Resolver) -> None:
-    first = resolver.text("tea", "q")
-    assert resolver.text("tea", "q") is first
-    resolver.text("shoes", "q")
-    resolver.text("coffee", "q")
-    assert resolver.text("tea", "q") is not first
+    first = ask(resolver, "tea")
+    assert ask(resolver, "tea") is first
+    ask(resolver, "shoes")
+    ask(resolver, "coffee")
+    assert ask(resolver, "tea") is not first
 
 
 @pytest.mark.parametrize(
     ("text", "rule"),
-    [("", "empty"), ("  ", "empty"), ("tea " * 10, "13 tokens"), ("x" * 1000, "768 characters")],
+    [("", "empty"), ("  ", "empty"), ("tea " * 10, "12 tokens"), ("x" * 1000, "704 characters")],
 )
 def test_free_text_out_of_bounds_is_rejected(resolver: Resolver, text: str, rule: str) -> None:
     with pytest.raises(InvalidInput, match=rule):
-        resolver.text(text, "q")
-    assert len(resolver.text("tea " * 9, "q").suffix.token_ids) == 11
+        ask(resolver, text)
+    assert len(ask(resolver, "tea " * 9).suffix.token_ids) == 11
 
 
 def test_a_scenario_beyond_the_models_limits_refuses_to_load() -> None:
-    with pytest.raises(BundleError, match="suffix tokens"):
+    with pytest.raises(BundleError, match="12 tokens, at most 11"):
         Resolver(with_scenario(Scenario(name="x", question="tea " * 10)), max_cached_queries=1)
+    rows = ((1.0, 2.0, 3.0),)
+    long = Scenario(name="x", question="tea " * 9, soft_prompt=rows)
+    with pytest.raises(BundleError, match="13 suffix tokens"):
+        Resolver(with_scenario(long), max_cached_queries=1)
     wide = Scenario(name="x", question="tea", soft_prompt=((1.0, 2.0),))
     with pytest.raises(BundleError, match="hidden_dim is 3"):
         Resolver(with_scenario(wide), max_cached_queries=1)

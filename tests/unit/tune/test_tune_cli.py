@@ -169,7 +169,7 @@ def test_a_question_longer_than_the_model_takes_is_told_before_any_work(
     ):
         assert main(words) == 2
         said = capsys.readouterr().err
-        assert re.search(r"_\d+d\.question=.* tokens .* takes 4; shorten it, or train", said)
+        assert re.search(r"_\d+d\.question=.* tokens, .* takes 4; shorten it, or train", said)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["short"]
 
 

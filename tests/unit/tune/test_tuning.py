@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from qanchor.bundle.packing import SuffixQuery, scenario_suffix
 from qanchor.checkpoint import Checkpoint
 from qanchor.config import Scenario
 from qanchor.tune.compiling import compile_scenario
@@ -29,8 +28,8 @@ def labelled(labels: list[int]) -> dict[str, LabelledRows]:
 def tuned(
     passes: SuffixPass, checkpoint: Checkpoint, labels: list[int], config: TuneConfig = TUNING
 ):  # type: ignore[no-untyped-def]
-    ids = checkpoint.encode_query(SCENARIO.question)
-    return tune_scenario(passes, SCENARIO, ids, labelled(labels), config, 0.07)
+    query = checkpoint.query(SCENARIO.question)
+    return tune_scenario(passes, SCENARIO, query, labelled(labels), config, 0.07)
 
 
 def test_the_loss_is_equation_seven() -> None:
@@ -80,7 +79,7 @@ def test_the_scenario_written_scores_as_the_report_says(
 
     labels = [0, 1, 1, 0, 1, 0, 0, 1, 0, 1, 0, 1]
     scenario, report = tuned(passes, checkpoint, labels)
-    query = scenario_suffix(scenario, checkpoint.encode_query, checkpoint.hidden_dim)
+    query = checkpoint.scenario(scenario)
     assert query.suffix_len == len(checkpoint.encode_query(QUERIES[0])) + 6 + 1
     anchors = passes.all_embeddings(range(NUM_USERS), passes.suffix_of(query))
     scores = prototype_scores(anchors, torch.tensor(scenario.prototypes), 0.07)
@@ -99,7 +98,7 @@ def test_a_compiled_scenario_comes_close_to_its_text(
     config = CompileConfig(steps=150, batch_users=12, num_prompt_rows=4, learning_rate=0.03)
     # A random model and twelve users: what is tested is learning, not generalising.
     users = CachedUsers(passes.cache, np.arange(NUM_USERS), np.arange(NUM_USERS))
-    query = SuffixQuery(checkpoint.encode_query(SCENARIO.question))
+    query = checkpoint.query(SCENARIO.question)
     compiled, report = compile_scenario(passes, SCENARIO, query, users, None, config)
     assert report.mean_cosine > 0.95
     assert 1 - report.mean_cosine < (1 - report.start_cosine) / 3
@@ -110,7 +109,7 @@ def test_a_compiled_scenario_comes_close_to_its_text(
     assert compiled.is_compiled
     assert compiled.version == 4
     assert compiled.question == SCENARIO.question
-    suffix = scenario_suffix(compiled, checkpoint.encode_query, checkpoint.hidden_dim)
+    suffix = checkpoint.scenario(compiled)
     assert suffix.token_ids == ()
     assert suffix.suffix_len == 5
     found = passes.all_embeddings(range(NUM_USERS), passes.suffix_of(suffix))
@@ -122,7 +121,7 @@ def test_a_tuned_scenario_is_compiled_with_its_soft_prompt_and_keeps_its_prototy
     passes: SuffixPass, checkpoint: Checkpoint
 ) -> None:
     scenario, _ = tuned(passes, checkpoint, [0, 1] * 6)
-    query = scenario_suffix(scenario, checkpoint.encode_query, checkpoint.hidden_dim)
+    query = checkpoint.scenario(scenario)
     config = CompileConfig(steps=20, batch_users=12, evaluate_every=10)
     users = CachedUsers(passes.cache, np.arange(8), np.arange(8, NUM_USERS))
     halves = {

@@ -1,9 +1,7 @@
-"""The event encoder graph: a BERT read at its first token, written as functions of its weights.
+"""The graphs that read texts: event encoder and query encoder, BERTs as functions of their weights.
 
-In the last layer only the [CLS] row is needed after keys and values, so only that is computed.
-
-Legend: N texts, T text_len, L tokens that are read on (T, or 1 in the last layer), E event_dim,
-H heads, K head_dim.
+Legend: N texts, T text_len, L tokens that are read on (T, or 1 in the last layer of the event
+encoder), E width, H heads, K head_dim, R rows of a query, D decoder width, J = R D.
 """
 
 import math
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qanchor.encoder.event_encoder import EventEncoder
+from qanchor.encoder.query_encoder import QueryEncoder, QueryMap, read_layers
 from qanchor.errors import ConfigError
 from qanchor_export.attention import MASKED
 from qanchor_export.projection import frozen
@@ -44,17 +43,15 @@ class BertLayerWeights(nn.Module):
         self.output_shift = frozen(layer.output.LayerNorm.bias)
 
 
-class EventEncoderGraph(nn.Module):
-    """Padded event texts to pre-adapter event vectors, shapes as `event_encoder_spec`."""
+class BertGraph(nn.Module):
+    """The layers of a BERT; `field` names it in errors."""
 
-    def __init__(self, encoder: EventEncoder) -> None:
+    def __init__(self, bert: Any, field: str) -> None:
         super().__init__()
-        bert: Any = merged(encoder.model)
-        check_event_encoder(bert.config)
+        check_text_encoder(bert.config, field)
         embeddings = bert.embeddings
-        self.pad_id = encoder.pad_id
         self.num_heads = int(bert.config.num_attention_heads)
-        self.event_dim = int(bert.config.hidden_size)
+        self.width = int(bert.config.hidden_size)
         self.norm_eps = float(bert.config.layer_norm_eps)
         self.token_VE = frozen(embeddings.word_embeddings.weight)
         # Every text is of type 0: its vector is part of the position's.
@@ -63,27 +60,21 @@ class EventEncoderGraph(nn.Module):
         )
         self.gain_E = frozen(embeddings.LayerNorm.weight)
         self.shift_E = frozen(embeddings.LayerNorm.bias)
-        head_dim = self.event_dim // self.num_heads
+        head_dim = self.width // self.num_heads
         self.layers = nn.ModuleList(BertLayerWeights(x, head_dim) for x in bert.encoder.layer)
 
-    def forward(self, event_token_ids_NT: Tensor) -> Tensor:
-        """Event vectors [N, E] (float32) of texts [N, T] (int64, padded with `pad_id`)."""
-        num_texts, text_len = event_token_ids_NT.shape
-        tokens = torch.index_select(self.token_VE, 0, event_token_ids_NT.reshape(-1))
+    def embed(self, token_ids_NT: Tensor) -> Tensor:
+        """What the first layer reads, [N, T, E]."""
+        num_texts, text_len = token_ids_NT.shape
+        tokens = torch.index_select(self.token_VE, 0, token_ids_NT.reshape(-1))
         positions_TE = torch.index_select(self.position_PE, 0, torch.arange(text_len))
-        states_NTE = tokens.reshape(num_texts, text_len, self.event_dim) + positions_TE
-        states_NTE = self.norm(states_NTE, self.gain_E, self.shift_E)
-        sees_N11T = (event_token_ids_NT != self.pad_id)[:, None, None, :]
-        last = len(self.layers) - 1
-        for index, layer in enumerate(self.layers):
-            rows_NLE = states_NTE[:, :1] if index == last else states_NTE
-            states_NTE = self.layer(rows_NLE, states_NTE, sees_N11T, layer)
-        return states_NTE.reshape(num_texts, self.event_dim)
+        states_NTE = tokens.reshape(num_texts, text_len, self.width) + positions_TE
+        return self.norm(states_NTE, self.gain_E, self.shift_E)
 
     def norm(self, states: Tensor, gain_E: Tensor, shift_E: Tensor) -> Tensor:
         """LayerNorm over E."""
         return nn.functional.layer_norm(
-            states, (self.event_dim,), weight=gain_E, bias=shift_E, eps=self.norm_eps
+            states, (self.width,), weight=gain_E, bias=shift_E, eps=self.norm_eps
         )
 
     def layer(self, rows_NLE: Tensor, states_NTE: Tensor, sees_N11T: Tensor, layer: Any) -> Tensor:
@@ -105,28 +96,78 @@ class EventEncoderGraph(nn.Module):
         """Full attention of rows over the text's real tokens, heads joined again [N, L, E]."""
         num_texts, heads, head_dim = rows_NLE.shape[0], self.num_heads, -1
         q = rows_NLE @ layer.q_weight + layer.q_bias
-        k, v = torch.split(states_NTE @ layer.kv_weight + layer.kv_bias, self.event_dim, dim=-1)
+        k, v = torch.split(states_NTE @ layer.kv_weight + layer.kv_bias, self.width, dim=-1)
         q_NHLK, k_NHTK, v_NHTK = (
             part.reshape(num_texts, part.shape[1], heads, head_dim).transpose(1, 2)
             for part in (q, k, v)
         )
         scores = torch.where(sees_N11T, q_NHLK @ k_NHTK.transpose(-1, -2), MASKED)
         attended_NLHK = (torch.softmax(scores, dim=-1) @ v_NHTK).transpose(1, 2)
-        return attended_NLHK.reshape(num_texts, rows_NLE.shape[1], self.event_dim)
+        return attended_NLHK.reshape(num_texts, rows_NLE.shape[1], self.width)
 
 
-def check_event_encoder(config: Any) -> None:
-    """Raise ConfigError unless the graph computes exactly what `config` asks for."""
+class EventEncoderGraph(nn.Module):
+    """Padded event texts to pre-adapter event vectors, shapes as `event_encoder_spec`.
+
+    In the last layer only the [CLS] row is needed after keys and values, so only that is computed.
+    """
+
+    def __init__(self, encoder: EventEncoder) -> None:
+        super().__init__()
+        self.bert = BertGraph(merged(encoder.model), "event_encoder")
+        self.pad_id = encoder.pad_id
+
+    def forward(self, event_token_ids_NT: Tensor) -> Tensor:
+        """Event vectors [N, E] (float32) of texts [N, T] (int64, padded with `pad_id`)."""
+        states_NTE = self.bert.embed(event_token_ids_NT)
+        sees_N11T = (event_token_ids_NT != self.pad_id)[:, None, None, :]
+        last = len(self.bert.layers) - 1
+        for index, layer in enumerate(self.bert.layers):
+            rows_NLE = states_NTE[:, :1] if index == last else states_NTE
+            states_NTE = self.bert.layer(rows_NLE, states_NTE, sees_N11T, layer)
+        return states_NTE.reshape(event_token_ids_NT.shape[0], self.bert.width)
+
+
+class QueryEncoderGraph(nn.Module):
+    """One question to the rows that stand for it, shapes as `query_encoder_spec`."""
+
+    def __init__(self, encoder: QueryEncoder, query_map: QueryMap) -> None:
+        super().__init__()
+        self.bert = BertGraph(encoder.model, "query_encoder")
+        rows: Any = query_map.rows
+        self.mean_E = frozen(query_map.mean_E)
+        self.weight_EJ = frozen(torch.cat([transposed(row) for row in rows], 1) / query_map.scale)
+        self.bias_J = frozen(torch.cat([bias_of(row) for row in rows]))
+        self.num_rows = len(rows)
+        self.read_layers = read_layers(encoder.model)
+
+    def forward(self, query_token_ids_T: Tensor) -> Tensor:
+        """Rows [R, D] (float32) of a text [T] (int64), the tokenizer's own tokens included."""
+        states_NTE = self.bert.embed(query_token_ids_T[None])
+        sees_N11T = torch.ones_like(query_token_ids_T, dtype=torch.bool)[None, None, None]
+        found = [states_NTE]
+        for layer in self.bert.layers:
+            found.append(self.bert.layer(found[-1], found[-1], sees_N11T, layer))
+        parts = []
+        for layer_number in self.read_layers:
+            mean_NH = found[layer_number].mean(dim=1)
+            parts.append(mean_NH / torch.sqrt((mean_NH * mean_NH).sum(dim=1, keepdim=True)))
+        rows_NJ = (torch.cat(parts, dim=1) - self.mean_E) @ self.weight_EJ + self.bias_J
+        return rows_NJ.reshape(self.num_rows, -1)
+
+
+def check_text_encoder(config: Any, field: str) -> None:
+    """Raise ConfigError at `field` unless the graph computes exactly what `config` asks for."""
     position = getattr(config, "position_embedding_type", None) or "absolute"
     rules = [
         ("model_type", config.model_type, "bert"),
         ("hidden_act", config.hidden_act, "gelu"),
         ("position_embedding_type", position, "absolute"),
     ]
-    for field, value, supported in rules:
+    for name, value, supported in rules:
         if value != supported:
             raise ConfigError(
-                f"event_encoder.{field}",
+                f"{field}.{name}",
                 value,
                 f"the exported graph computes {supported} only",
                 "train with a plain BERT encoder",
