@@ -1,6 +1,6 @@
 """Randomly initialised models of a named shape: engines can be measured before training is done."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from qanchor.config import ModalitySpec, ProfileSchema, nearest
 from qanchor.data.measures import num_measures
 from qanchor.encoder.event_encoder import EventEncoder
 from qanchor.encoder.hierarchical import HierarchicalEncoder
+from qanchor.encoder.query_encoder import QueryEncoder, QueryEncoderConfig, QueryMap
 from qanchor.errors import ConfigError
 from qanchor.tokenization import (
     add_prefix_tokens,
@@ -47,6 +48,9 @@ class Shape:
     head_inner_dim: int = 512
     embedding_dim: int = 128
     max_query_len: int = 64
+    """Tokens of one suffix, or those a query encoder reads of a question."""
+    num_query_rows: int = 0
+    """Suffix positions of a question that a query encoder reads; 0: the decoder reads its text."""
 
 
 QWEN_0_5B = Shape(
@@ -100,7 +104,9 @@ MINI = Shape(
     event_intermediate_dim=256,
 )
 """The sizes of the recipe `mini`."""
-SHAPES = (QWEN_0_5B, MINI, TINY)
+MINI_READING = replace(MINI, name="mini-reading", num_query_rows=2)
+"""The same with a query encoder, a small one: it reads a text once."""
+SHAPES = (QWEN_0_5B, MINI, MINI_READING, TINY)
 
 
 def shape_named(name: str) -> Shape:
@@ -136,8 +142,9 @@ def random_source(shape: Shape, schema: ProfileSchema, seed: int = 0) -> ExportS
     tokenizer = train_decoder_tokenizer([schema.header, *queries, *texts], budget)
     event_tokenizer = train_event_tokenizer(texts, min(shape.event_vocab_size, 4096))
     tokens = add_prefix_tokens(tokenizer, schema)
-    return ExportSource(
-        model=_random_model(shape, schema, event_pad_id(event_tokenizer), seed),
+    model = _random_model(shape, schema, event_pad_id(event_tokenizer), seed)
+    source = ExportSource(
+        model=model,
         recipe=f"random-{shape.name}",
         schema=schema,
         tokens=tokens,
@@ -146,6 +153,34 @@ def random_source(shape: Shape, schema: ProfileSchema, seed: int = 0) -> ExportS
         scenarios=(),
         max_query_len=shape.max_query_len,
     )
+    if not shape.num_query_rows:
+        return source
+    encoder, model.query_map = _random_query_reader(shape)
+    return replace(
+        source,
+        query_encoder=encoder,
+        max_query_len=shape.num_query_rows + 1,
+        max_read_len=shape.max_query_len,
+    )
+
+
+def _random_query_reader(shape: Shape) -> tuple[QueryEncoder, QueryMap]:
+    """A small sentence encoder, and the map of its vectors to rows."""
+    tokenizer = train_event_tokenizer(SAMPLE_QUERIES, 512)
+    bert = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=96,
+        max_position_embeddings=shape.max_query_len,
+    )
+    encoder = QueryEncoder(BertModel(bert, add_pooling_layer=False).eval(), tokenizer)
+    _draw(encoder.model)
+    config = QueryEncoderConfig(num_rows=shape.num_query_rows)
+    query_map = QueryMap(encoder.vector_dim, shape.hidden_dim, config)
+    query_map.set_scale(encoder.vectors([encoder.tokens(text) for text in SAMPLE_QUERIES]))
+    return encoder, query_map.eval()
 
 
 def _random_model(shape: Shape, schema: ProfileSchema, pad_id: int, seed: int) -> QAnchorModel:
@@ -185,7 +220,7 @@ def _random_model(shape: Shape, schema: ProfileSchema, pad_id: int, seed: int) -
 
 
 @torch.no_grad()
-def _draw(model: QAnchorModel) -> None:
+def _draw(model: nn.Module) -> None:
     """Weights that keep signals of order one, so that users and queries differ visibly.
 
     Biases and norms leave their 0 and 1: a graph that forgets one must not pass a parity check.
