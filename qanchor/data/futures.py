@@ -4,6 +4,7 @@ Q-Anchor section 2.1: later events are aggregated into temporal bins x action ca
 that is frequent and diverse is taken and verbalised. A fixed set of template queries asks for it.
 """
 
+import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,8 +33,6 @@ _PERIODS = {
 """Horizons in other words, to stand after "the next" or "the coming"."""
 _OWN_PHRASING_SHARE = 0.5
 """Of the questions for which the data set has phrasings of its own."""
-_OTHER_SUBJECT_SHARE = 0.5
-"""Of the questions; the others call a user as the data set does."""
 
 _BINS = ((0, 6, "week 1"), (7, 13, "week 2"), (14, 29, "weeks 3-4"), (30, 59, "month 2"))
 _PER_BIN = 2
@@ -129,13 +128,13 @@ def answer_futures(
         count = rng.choice([count for count in _COUNTS if count <= days])
         own = (*subject.phrasings.get(kind, ()), *pool.words.futures.get(kind, ()))
         is_own = own and rng.random() < _OWN_PHRASING_SHARE
-        is_other = rng.random() < _OTHER_SUBJECT_SHARE
+        template = rng.choice(own if is_own else pool.futures[kind])
+        about = rng.choice((subject.about, *pool.words.synonyms.get(subject.about, ())))
         meaning = pool.words.values.get(subject.modality)
-        query = rng.choice(own if is_own else pool.futures[kind]).format(
-            subject=rng.choice(pool.subjects) if is_other else pool.words.subject,
-            about=rng.choice((subject.about, *pool.words.synonyms.get(subject.about, ()))),
+        query = template.format(
+            **_names(template, about, days, pool),
+            about=about,
             days=days,
-            period=rng.choice(_PERIODS.get(days, (f"{days} days",))),
             count=count,
             unit=meaning.unit if meaning else "",
         )
@@ -145,6 +144,17 @@ def answer_futures(
         topic = f"future_{kind}_{subject.name}_{days}d"
         answered.append(Answered(topic, capitalised(query), capitalised(answer)))
     return answered
+
+
+def _names(template: str, about: str, days: int, pool: TopicPool) -> dict[str, str]:
+    """What the user and the span are called in a question: always the same in the same question.
+
+    So there are many names, but not many times as many questions to read.
+    """
+    code = zlib.crc32(f"{template} {about}".encode())
+    names = (*pool.subjects, *[pool.words.subject] * len(pool.subjects))
+    periods = _PERIODS.get(days, (f"{days} days",))
+    return {"subject": names[code % len(names)], "period": periods[code % len(periods)]}
 
 
 def select_categories(days_by_category: dict[Category, int], limit: int) -> list[Category]:

@@ -206,7 +206,7 @@ def test_questions_vary_in_words_but_not_in_what_they_ask(write_tiny: Any) -> No
     }
     for words in ("visit", "browsing", "page view", "14 days", "two weeks", "fortnight", "member"):
         assert any(words in query for query in asked), words
-    assert len(asked) > 2 * len(pool.futures["stop"])
+    assert len(asked) > 1.5 * len(pool.futures["stop"])
     assert set(asked.values()) == {"No, rarely: 1 of 14 days."}
 
 
@@ -244,9 +244,10 @@ def test_a_data_set_asks_in_words_of_its_own_too(write_tiny: Any) -> None:
             for each in answer_futures(history, later, pool, 99, Random(seed)):
                 asked.setdefault(each.topic, set()).add(each.query)
                 told.setdefault(each.topic, set()).add(each.answer)
-    assert {"Is the buyer off tea for 14 days?", "Is the shopper off tea for 14 days?"} <= asked[
-        "future_stop_tea_14d"
-    ]
+    assert any("off tea" in query for query in asked["future_stop_tea_14d"])
+    subjects = {"buyer", "shopper", "customer", "user"}
+    for subject in subjects:
+        assert any(subject in query for query in asked["future_frequency_tea_14d"]), subject
     assert not any("off tea" in query for query in asked["future_stop_overall_14d"])
     # Half of such questions are the generic ones.
     assert len([query for query in asked["future_stop_tea_14d"] if "off tea" not in query]) > 5

@@ -124,9 +124,9 @@ def test_results_follow_from_the_contents_of_data_and_triples(
     scenarios = (data / "scenarios.json").read_text()
     (data / "scenarios.json").write_text(scenarios.replace("Will", "Does", 1))
     note()
-    (data / "topics.toml").write_text('subject = "customer"\n')
+    (data / "topics.toml").write_text('subject = "shopkeeper"\n')
     note()
-    assert "customer" in pq.read_table(files[-1])["query"][0].as_py()
+    assert any("shopkeeper" in query for query in pq.read_table(files[-1])["query"].to_pylist())
     note(override(few, ["triples.seed=1"]))
     assert len(set(ids)) == len(set(files)) == len(ids) == 5
     mine = shutil.copy(triples, tmp_path / "mine.parquet")
