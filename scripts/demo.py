@@ -22,10 +22,10 @@ import numpy as np
 from qanchor.checkpoint import Checkpoint, load_checkpoint
 from qanchor.client import Client, EmbedRequestItem, EmbedResult
 from qanchor.data.dataset import Dataset, open_dataset
-from qanchor.eval.embed import embed_users
+from qanchor.eval.embed import embed_users, segment_of
 from qanchor.eval.probe import ProbeResult, linear_probe
 from qanchor.eval.splits import chosen_users, judged_users
-from qanchor.train.batches import Segment, anchor_batch
+from qanchor.train.batches import anchor_batch
 from qanchor.train.setup import render_users, tokenized
 
 NUM_USERS_ASKED = 5
@@ -201,8 +201,7 @@ def full_pass_ms(
 
     corpus = tokenized(checkpoint, render_users(dataset, [user]))
     batches = [
-        anchor_batch(corpus, [0], [[Segment(checkpoint.encode_query(question))]])
-        for question in questions
+        anchor_batch(corpus, [0], [[segment_of(checkpoint, question)]]) for question in questions
     ]
     best = float("inf")
     with torch.inference_mode():
