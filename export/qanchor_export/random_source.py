@@ -48,7 +48,7 @@ class Shape:
     head_inner_dim: int = 512
     embedding_dim: int = 128
     max_query_len: int = 64
-    """Tokens of one suffix, or those a query encoder reads of a question."""
+    """Tokens of one suffix, and those a query encoder reads of a question."""
     num_query_rows: int = 0
     """Suffix positions of a question that a query encoder reads; 0: the decoder reads its text."""
 
@@ -159,7 +159,6 @@ def random_source(shape: Shape, schema: ProfileSchema, seed: int = 0) -> ExportS
     return replace(
         source,
         query_encoder=encoder,
-        max_query_len=shape.num_query_rows + 1,
         max_read_len=shape.max_query_len,
     )
 

@@ -45,10 +45,12 @@ class Activity:
             if modality in ("", name) and (not event_types or event_type in event_types)
         )
 
-    def acts(self, passive: tuple[str, ...]) -> list[Record]:
-        """All records but those of `passive` event types, in which the user does nothing."""
+    def acts(self, passive: tuple[str, ...], modality: str = "") -> list[Record]:
+        """Records of a modality ("" = all) without `passive` event types: the user does nothing."""
         return _merged(
-            records for name, records in self.by_category.items() if name[1] not in passive
+            records
+            for (name, event_type), records in self.by_category.items()
+            if modality in ("", name) and event_type not in passive
         )
 
     def between(self, first_day: int, last_day: int) -> "Activity":

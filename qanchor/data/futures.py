@@ -22,7 +22,7 @@ from qanchor.data.activity import (
     trend_word,
 )
 from qanchor.data.grounded import Answered, capitalised, days_phrase
-from qanchor.data.topics import TopicPool
+from qanchor.data.topics import TopicPool, is_asked_of_future
 
 HORIZONS_DAYS = (14, 30, 60)
 _PERIODS = {
@@ -46,6 +46,8 @@ _COUNTS = (1, 2, 3, 5, 8, 12, 20)
 """Active days that `at_least` asks for."""
 _OFTEN_SHARE = 0.2
 """Of the days: active on so many or more is often."""
+_HEAVY_SHARE = 0.4
+"""Likewise for very often, as few users are."""
 _NEW_LEVELS = (5, 25)
 """New things: fewer are little, from the second number on they are much."""
 
@@ -71,10 +73,20 @@ class Subject:
     """Its own, by kind of question."""
 
     def days(self, activity: Activity, pool: TopicPool) -> list[int]:
-        """Active days, ascending."""
-        if self.modality or self.event_types:
+        """Active days, ascending. What befalls the user counts where it is what is asked about."""
+        if self.event_types:
             return active_days(activity.select(self.modality, self.event_types))
-        return active_days(activity.acts(pool.words.passive))
+        return active_days(activity.acts(pool.words.passive, self.modality))
+
+    def befalls(self, pool: TopicPool) -> bool:
+        """Whether it is nothing a user does, uses, skips or drops: only words made for it fit."""
+        return bool(self.event_types) and set(self.event_types) <= set(pool.words.passive)
+
+    def templates(self, kind: str, pool: TopicPool, rng: Random) -> tuple[str, ...]:
+        """Phrasings to choose one from."""
+        own = (*self.phrasings.get(kind, ()), *pool.words.futures.get(kind, ()))
+        is_own = self.befalls(pool) or (own and rng.random() < _OWN_PHRASING_SHARE)
+        return own if is_own else pool.futures[kind]
 
 
 def answer_futures(
@@ -90,13 +102,14 @@ def answer_futures(
     """
     horizons = [days for days in HORIZONS_DAYS if days <= future.num_days] or [future.num_days]
     modalities = sorted({modality for modality, _ in (*history.by_category, *future.by_category)})
+    modalities = [name for name in modalities if name not in pool.words.history_only]
     details = [Subject(name, pool.word(name), name) for name in modalities]
     overall = Subject("overall", pool.words.everything)
     subjects = [overall, *details]
     subjects += [
         Subject(topic.name, topic.about, topic.modality, topic.event_types, topic.futures)
         for topic in pool.topics
-        if topic.aggregate == "frequency" and topic.event_types
+        if is_asked_of_future(topic, pool.words)
     ]
     wide = [(kind, overall, days) for kind in _WIDE for days in horizons]
     wide += [("detail", subject, horizons[-1]) for subject in details]
@@ -106,6 +119,7 @@ def answer_futures(
         for kind, spans in (
             ("frequency", horizons),
             ("often", horizons[:2]),
+            ("heavy", horizons[:2]),
             ("at_least", horizons[:2]),
             ("trend", horizons[:2]),
             ("stop", horizons[:2]),
@@ -114,6 +128,7 @@ def answer_futures(
             ("next", horizons[-1:]),
         )
         for days in spans
+        if kind in subject.phrasings or not subject.befalls(pool)
     ]
     valued = [subject for subject in details if subject.name in pool.words.values]
     narrow += [(kind, of, horizons[-1]) for of in valued for kind in ("value", "low", "high")]
@@ -126,9 +141,7 @@ def answer_futures(
     for kind, subject, days in questions:
         user = FutureUser(history=history, future=future.between(0, days - 1))
         count = rng.choice([count for count in _COUNTS if count <= days])
-        own = (*subject.phrasings.get(kind, ()), *pool.words.futures.get(kind, ()))
-        is_own = own and rng.random() < _OWN_PHRASING_SHARE
-        template = rng.choice(own if is_own else pool.futures[kind])
+        template = rng.choice(subject.templates(kind, pool, rng))
         about = rng.choice((subject.about, *pool.words.synonyms.get(subject.about, ())))
         meaning = pool.words.values.get(subject.modality)
         query = template.format(
@@ -154,7 +167,10 @@ def _names(template: str, about: str, days: int, pool: TopicPool) -> dict[str, s
     code = zlib.crc32(f"{template} {about}".encode())
     names = (*pool.subjects, *[pool.words.subject] * len(pool.subjects))
     periods = _PERIODS.get(days, (f"{days} days",))
-    return {"subject": names[code % len(names)], "period": periods[code % len(periods)]}
+    return {
+        "subject": names[code % len(names)],
+        "period": periods[code // len(names) % len(periods)],
+    }
 
 
 def select_categories(days_by_category: dict[Category, int], limit: int) -> list[Category]:
@@ -219,6 +235,12 @@ def _often(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
     """Whether it is a habit."""
     days, span = len(subject.days(user.future, pool)), user.future.num_days
     return f"{'yes' if days >= _OFTEN_SHARE * span else 'no'}: {days} of {span} days."
+
+
+def _heavy(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
+    """Whether it is a great part of the user's days."""
+    days, span = len(subject.days(user.future, pool)), user.future.num_days
+    return f"{'yes' if days >= _HEAVY_SHARE * span else 'no'}: {days} of {span} days."
 
 
 def _at_least(user: FutureUser, pool: TopicPool, subject: Subject, *, count: int) -> str:
@@ -341,7 +363,9 @@ def _explore(user: FutureUser, pool: TopicPool, _: Subject) -> str:
 
 
 def _repeat(user: FutureUser, pool: TopicPool, _: Subject) -> str:
-    """Whether hardly anything comes that the history does not have."""
+    """Whether what comes is known already; who does nothing neither repeats nor tries anything."""
+    if not user.future.by_category:
+        return "none."
     count = len(set().union(*_new_items(user, pool).values()))
     return f"{'yes' if count < _NEW_LEVELS[0] else 'no'}: {_things(count)}."
 
@@ -394,6 +418,7 @@ _ANSWERS: dict[str, Callable[[FutureUser, TopicPool, Subject], str]] = {
     "detail": _detail,
     "frequency": _frequency,
     "often": _often,
+    "heavy": _heavy,
     "stop": _stop,
     "fall": _fall,
     "grow": _grow,

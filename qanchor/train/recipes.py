@@ -117,9 +117,12 @@ class Recipe(Config, frozen=True, kw_only=True):
 
     @property
     def max_query_positions(self) -> int:
-        """Most suffix positions of a question, without soft prompt and <USER_EMB>."""
-        is_read = bool(self.query_encoder.path)
-        return self.query_encoder.num_rows if is_read else self.train.max_query_len
+        """Suffix positions kept for a question: its text's, or where that is read apart as many.
+
+        Rows stand for a text then, but soft prompts made later need room, too.
+        """
+        rows = self.query_encoder.num_rows if self.query_encoder.path else 0
+        return max(self.train.max_query_len, rows)
 
 
 def mini() -> Recipe:

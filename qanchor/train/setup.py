@@ -30,6 +30,7 @@ from qanchor.train.recipes import Recipe, TrainConfig
 from qanchor.train.source import InMemory
 from qanchor.train.triples import (
     BatchOrder,
+    TripleQueries,
     TripleTexts,
     UserTriples,
     load_triples,
@@ -114,7 +115,7 @@ def fresh_checkpoint(
     checkpoint = Checkpoint(model, meta, tokenizer, event_tokenizer, query_encoder)
     if query_encoder is not None and model.query_map is not None:
         chosen = _sample(sorted(set(queries)), rng, SCALE_SAMPLE)
-        model.query_map.set_scale(query_encoder.vectors([*map(query_encoder.tokens, chosen)]))
+        model.query_map.set_scale(TripleQueries(checkpoint).vectors(chosen))
     try:
         checkpoint.check_questions(dataset.scenarios)
     except ConfigError as error:

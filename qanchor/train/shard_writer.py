@@ -43,6 +43,7 @@ from qanchor.train.shards import (
     ANSWERS_FILE,
     HELDOUT,
     INDEX_FILE,
+    LAYOUT,
     QUERIES_FILE,
     QUERY_VECTORS_FILE,
     TEXTS_FILE,
@@ -253,6 +254,7 @@ def _finish(checkpoint: Checkpoint, dataset: Dataset, directory: Path, names: li
             (shard / file).unlink()
     asked.warn_of_cut()
     index = ShardIndex(
+        layout=LAYOUT,
         num_users=tuple(count for name, count in num_users.items() if name != HELDOUT),
         num_heldout=num_users.get(HELDOUT, 0),
         topics=tuple(topic_of),

@@ -48,11 +48,14 @@ ANSWERS_FILE = "answers.parquet"
 TRIPLES_FILE = "triples.parquet"
 VECTORS_FILE = "vectors.npy"
 MAX_HELD = 2
+LAYOUT = 2
 
 
 class ShardIndex(Config, frozen=True, kw_only=True):
     """What is said of all shards together."""
 
+    layout: int = 1
+    """Of the files; shards of another are made again."""
     num_users: tuple[int, ...]
     """Training users per shard."""
     num_heldout: int
@@ -77,9 +80,10 @@ def shard_name(number: int) -> str:
 
 
 def read_index(directory: Path) -> ShardIndex | None:
-    """The index of finished shards, else None."""
+    """The index of finished shards of this layout, else None."""
     path = directory / INDEX_FILE
-    return config.load(ShardIndex, path) if path.is_file() else None
+    index = config.load(ShardIndex, path) if path.is_file() else None
+    return index if index is not None and index.layout == LAYOUT else None
 
 
 def read_shard(directory: Path, meta: CheckpointMeta) -> Shard:

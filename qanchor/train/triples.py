@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from qanchor.bundle.packing import FloatArray
 from qanchor.checkpoint import Checkpoint
 from qanchor.data.useru import SHIFT_COLUMN, read_columns
 from qanchor.data.views import View
@@ -23,6 +24,8 @@ from qanchor.train.batches import Segment
 log = logging.getLogger(__name__)
 
 BUCKET_BATCHES = 16
+MAX_KNOWN_QUERIES = 1 << 16
+"""Questions whose vectors are kept for the next shard: 200 MB for an encoder 384 wide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,22 +79,37 @@ def read_triple_texts(path: Path) -> TripleTexts:
 
 
 class TripleQueries:
-    """Queries of triples as training reads them, cut to the recipe's limit."""
+    """Queries of triples as training reads them, cut to the recipe's limit.
+
+    Remembers which it cut, and what a query encoder read, within bounds: shards ask much alike.
+    """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self._max_query_len = checkpoint.meta.recipe.train.max_query_len
         self._cut: set[str] = set()
+        self._known: dict[str, FloatArray] = {}
 
     def segments(self, queries: Sequence[str]) -> list[Segment]:
         """A segment without answer for each query."""
-        ids = [self._token_ids(query) for query in queries]
-        encoder = self._checkpoint.query_encoder
-        if encoder is None:
-            return [Segment(of_query) for of_query in ids]
+        if self._checkpoint.query_encoder is None:
+            return [Segment(self._token_ids(query)) for query in queries]
         num_rows = self._checkpoint.meta.recipe.query_encoder.num_rows
-        vectors_NE = encoder.vectors(ids)
-        return [Segment((), query_vector=vector, num_query_rows=num_rows) for vector in vectors_NE]
+        return [
+            Segment((), query_vector=vector, num_query_rows=num_rows)
+            for vector in self.vectors(queries)
+        ]
+
+    def vectors(self, queries: Sequence[str]) -> FloatArray:
+        """What the query encoder reads of each query, [N, E]."""
+        encoder = self._checkpoint.query_encoder
+        assert encoder is not None, "This is a bug: the decoder reads the questions."
+        new = [query for query in dict.fromkeys(queries) if query not in self._known]
+        read = dict(zip(new, encoder.vectors([self._token_ids(q) for q in new]), strict=True))
+        room = MAX_KNOWN_QUERIES - len(self._known)
+        self._known.update((query, read[query]) for query in new[: max(room, 0)])
+        known = self._known | read
+        return np.stack([known[query] for query in queries])
 
     def warn_of_cut(self) -> None:
         """Say how many queries were cut, if any."""

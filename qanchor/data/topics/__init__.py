@@ -93,6 +93,9 @@ class TopicFile(Config, frozen=True, kw_only=True):
     """The thing an event text is about ends before the last occurrence of this; empty: never."""
     passive: tuple[str, ...] = ()
     """Event types in which the user does nothing, e.g. a missed deadline: no active day."""
+    history_only: tuple[str, ...] = ()
+    """Modalities of which the data have nothing after the as-of moment: no question is asked about
+    what comes of them."""
     words: dict[str, str] = msgspec.field(default_factory=dict)
     """Modality or event type in words: modalities fit before "activity", event types in lists."""
     synonyms: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
@@ -128,6 +131,12 @@ class TopicPool(Config, frozen=True, kw_only=True):
     def word(self, name: str) -> str:
         """A modality or event type in words."""
         return self.words.words.get(name, name.replace("_", " "))
+
+
+def is_asked_of_future(topic: Topic, words: TopicFile) -> bool:
+    """Whether questions about what comes are asked of a topic."""
+    is_habit = topic.aggregate == "frequency" and bool(topic.event_types)
+    return is_habit and topic.modality not in words.history_only
 
 
 def load_topics(
@@ -201,16 +210,24 @@ def _check(pool: TopicPool, schema: ProfileSchema, attributes: tuple[str, ...], 
     _check_futures(own.futures, pool, f"{where}: futures")
     for topic in own.topics:
         _check_futures(topic.futures, pool, f"{where}: topics.{topic.name}.futures")
+        if topic.futures and not is_asked_of_future(topic, own):
+            raise ConfigError(
+                f"{where}: topics.{topic.name}.futures",
+                [*topic.futures],
+                "is for topics of aggregate frequency, with event types, that have a future",
+                remedy,
+            )
     known = {own.subject, own.everything, *(topic.about for topic in own.topics)}
     known |= {pool.word(name) for name in modalities}
     for words in own.synonyms:
         if words not in known:
             rule = f"must be the subject or what a topic is about: {', '.join(sorted(known))}"
             raise ConfigError(f"{where}: synonyms", words, rule, remedy)
-    for name in own.values:
-        if name not in modalities:
-            rule = f"must be one of {', '.join(sorted(modalities))}"
-            raise ConfigError(f"{where}: values", name, rule, remedy)
+    for field, names in (("values", own.values), ("history_only", own.history_only)):
+        for name in names:
+            if name not in modalities:
+                rule = f"must be one of {', '.join(sorted(modalities))}"
+                raise ConfigError(f"{where}: {field}", name, rule, remedy)
 
 
 def _check_futures(futures: dict[str, tuple[str, ...]], pool: TopicPool, where: str) -> None:

@@ -34,7 +34,7 @@ AS_OF_S = 1_700_006_400  # a Wednesday, midnight
 def _event(day: int, event_type: str, text: str = "", value: float | None = None) -> Event:
     return Event(
         time_s=AS_OF_S + day * DAY_SECONDS,
-        modality="order" if event_type == "buy" else "visit",
+        modality="order" if event_type in ("buy", "refused") else "visit",
         event_type=event_type,
         text=text or event_type,
         value=value,
@@ -158,6 +158,9 @@ def test_a_future_answer_tells_days_categories_and_change(write_tiny: Any) -> No
         "future_often_overall_14d": "Yes: 4 of 14 days.",
         "future_often_visit_14d": "Yes: 3 of 14 days.",
         "future_often_order_14d": "No: 1 of 14 days.",
+        "future_heavy_overall_14d": "No: 4 of 14 days.",
+        "future_heavy_visit_14d": "No: 3 of 14 days.",
+        "future_heavy_order_14d": "No: 1 of 14 days.",
         "future_stop_overall_14d": "No, often: 4 of 14 days.",
         "future_stop_visit_14d": "No, often: 3 of 14 days.",
         "future_stop_order_14d": "No, rarely: 1 of 14 days.",
@@ -245,9 +248,9 @@ def test_a_data_set_asks_in_words_of_its_own_too(write_tiny: Any) -> None:
                 asked.setdefault(each.topic, set()).add(each.query)
                 told.setdefault(each.topic, set()).add(each.answer)
     assert any("off tea" in query for query in asked["future_stop_tea_14d"])
-    subjects = {"buyer", "shopper", "customer", "user"}
-    for subject in subjects:
-        assert any(subject in query for query in asked["future_frequency_tea_14d"]), subject
+    everything = {query for queries in asked.values() for query in queries}
+    for subject in ("buyer", "shopper", "customer", "user"):
+        assert any(subject in query for query in everything), subject
     assert not any("off tea" in query for query in asked["future_stop_overall_14d"])
     # Half of such questions are the generic ones.
     assert len([query for query in asked["future_stop_tea_14d"] if "off tea" not in query]) > 5
@@ -259,6 +262,46 @@ def test_a_data_set_asks_in_words_of_its_own_too(write_tiny: Any) -> None:
     assert told["future_high_order_14d"] == {
         "No: 5 on average.", "No: 50 on average.", "Yes: 500 on average.",
     }  # fmt: skip
+
+
+_LATE = """
+passive = ["refused"]
+history_only = ["visit"]
+[[topics]]
+name = "refusal"
+aggregate = "frequency"
+about = "refused parcel"
+modality = "order"
+event_types = ["refused"]
+[topics.futures]
+stop = ["Will the {subject} accept every parcel for {days} days?"]
+"""
+
+
+def _answers_of(path: Path, *later: Any) -> dict[str, tuple[str, str]]:
+    pool = load_topics(path, "tiny", open_dataset(path).schema, ())
+    future = collect([_event(day, kind) for day, kind in later], AS_OF_S, 0, 14)
+    answered = answer_futures(_history(_event(-1, "buy")), future, pool, 99, Random(0))
+    return {each.topic: (each.query, each.answer) for each in answered}
+
+
+def test_what_befalls_a_user_is_no_activity_of_its_modality(write_tiny: Any) -> None:
+    path = write_tiny()
+    (path / "topics.toml").write_text(_LATE)
+    idle = _answers_of(path, (1, "refused"), (2, "refused"))
+    assert idle["future_stop_order_14d"][1] == "Yes, never in 14 days."
+    assert idle["future_stop_overall_14d"][1] == "Yes, never in 14 days."
+    assert idle["future_stop_refusal_14d"] == (
+        "Will the user accept every parcel for 14 days?", "No, sometimes: 2 of 14 days.",
+    )  # fmt: skip
+    # Of what befalls nothing is asked in words for what is done.
+    assert {topic for topic in idle if "refusal" in topic} == {"future_stop_refusal_14d"}
+
+
+def test_nothing_is_asked_of_a_future_the_data_do_not_have(write_tiny: Any) -> None:
+    path = write_tiny()
+    (path / "topics.toml").write_text(_LATE)
+    assert not [topic for topic in _answers_of(path, (1, "home")) if "visit" in topic]
 
 
 def test_nothing_valued_is_neither_low_nor_high(write_tiny: Any) -> None:
@@ -283,6 +326,12 @@ def test_nothing_valued_is_neither_low_nor_high(write_tiny: Any) -> None:
             "low = ['{count}?']",
             r"topics\.x\.futures.*may have fields",
         ),
+        (
+            "[[topics]]\nname = 'x'\naggregate = 'recency'\nabout = 'x'\n[topics.futures]\n"
+            "stop = ['{days}?']",
+            r"topics\.x\.futures.*of aggregate frequency",
+        ),
+        ("history_only = ['nothing']", r"history_only.*must be one of"),
     ],
 )
 def test_wrong_phrasings_are_told_by_name(write_tiny: Any, text: str, said: str) -> None:
