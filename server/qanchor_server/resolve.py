@@ -27,6 +27,14 @@ class ResolvedQuery:
     scenario: Scenario | None = None
 
 
+@dataclass(slots=True)
+class _Reading:
+    """A text being read for the first time, and how many wait for it."""
+
+    task: asyncio.Task[ResolvedQuery]
+    num_waiting: int = 0
+
+
 class Resolver:
     """Turns scenario names and free text into suffix queries, within the manifest's limits."""
 
@@ -41,7 +49,7 @@ class Resolver:
         self._max_cached_queries = max_cached_queries
         self._max_unread = max_unread
         self._free_text: OrderedDict[str, ResolvedQuery] = OrderedDict()
-        self._unread: dict[str, asyncio.Task[ResolvedQuery]] = {}
+        self._unread: dict[str, _Reading] = {}
         self._scenarios: Mapping[str, ResolvedQuery] = {}
         try:
             self.replace(self.resolve_all(bundle.scenarios))
@@ -88,15 +96,21 @@ class Resolver:
                 return self._keep(text, self.reader.query_of(token_ids))
             if len(self._unread) >= self._max_unread:
                 raise Overloaded(f"{where}: {len(self._unread)} new texts wait to be read")
-            self._unread[text] = asyncio.create_task(self._read(text, token_ids))
-        # Shielded: others may wait for the same text when this caller goes away.
-        return await asyncio.shield(self._unread[text])
+            self._unread[text] = _Reading(asyncio.create_task(self._read(text, token_ids)))
+        reading = self._unread[text]
+        reading.num_waiting += 1
+        try:
+            # Shielded: others may wait for the same text when this caller goes away.
+            return await asyncio.shield(reading.task)
+        finally:
+            reading.num_waiting -= 1
+            if not reading.num_waiting:
+                del self._unread[text]
+                # Nobody is left to read it for; nothing happens where it is read already.
+                reading.task.cancel()
 
     async def _read(self, text: str, token_ids: list[int]) -> ResolvedQuery:
-        try:
-            return self._keep(text, await self.reader.query_aside(token_ids))
-        finally:
-            del self._unread[text]
+        return self._keep(text, await self.reader.query_aside(token_ids))
 
     def _keep(self, text: str, suffix: SuffixQuery) -> ResolvedQuery:
         resolved = ResolvedQuery(suffix)

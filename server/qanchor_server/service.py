@@ -6,7 +6,7 @@ Runs on the event loop; never calls the engine. The meaning of every call stands
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -46,7 +46,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         """One user, N queries; on cancel or deadline the work leaves the queue."""
         response = embedding_pb2.EmbedResponse()
         try:
-            await self._embed(request, response, context.time_remaining())
+            await self._embed(request, response, context.time_remaining)
         except QAnchorError as error:
             await abort(context, error)
         return response
@@ -61,7 +61,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         room = asyncio.Semaphore(self._core.config.max_stream_in_flight)
 
         async def answer(item: embedding_pb2.StreamEmbedRequest) -> None:
-            replies.put_nowait(await self._stream_item(item, context.time_remaining()))
+            replies.put_nowait(await self._stream_item(item, context.time_remaining))
 
         async def read() -> None:
             try:
@@ -83,13 +83,15 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
             await asyncio.gather(reader, return_exceptions=True)
 
     async def _stream_item(
-        self, item: embedding_pb2.StreamEmbedRequest, timeout_s: float | None
+        self,
+        item: embedding_pb2.StreamEmbedRequest,
+        time_remaining: Callable[[], float | None],
     ) -> embedding_pb2.StreamEmbedResponse:
         response = embedding_pb2.StreamEmbedResponse(
             request_id=item.request_id, status=status_pb2.Status()
         )
         try:
-            await self._embed(item, response, timeout_s)
+            await self._embed(item, response, time_remaining)
         except QAnchorError as error:
             failure = error
         # One item's failure, whatever it is, must not end the stream of all others.
@@ -106,14 +108,16 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         self,
         request: embedding_pb2.EmbedRequest | embedding_pb2.StreamEmbedRequest,
         response: embedding_pb2.EmbedResponse | embedding_pb2.StreamEmbedResponse,
-        timeout_s: float | None,
+        time_remaining: Callable[[], float | None],
     ) -> None:
         core = self._core
+        core.admission.check_open()
         core.admission.check_num_queries(len(request.queries))
         wire.check_encoding(request.encoding)
         queries = await wire.parse_queries(request.queries, core.resolver)
         suffixes = tuple(query.suffix for query in queries)
-        answer = await core.embed(request.user_id, suffixes, timeout_s)
+        # Not before: a question's first reading takes time, too.
+        answer = await core.embed(request.user_id, suffixes, time_remaining())
         wire.write_results(response, answer, queries, request.encoding)
         wire.write_provenance(response.provenance, answer, core.bundle.manifest)
 

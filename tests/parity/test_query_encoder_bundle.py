@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from qanchor.bundle.manifest import (
     QUERY_TOKENIZER_FILE,
     QUERY_WEIGHTS_FILE,
     WEIGHTS_FILE,
+    Precision,
     QueryEncoderSpec,
     query_encoder_spec,
 )
@@ -38,9 +40,10 @@ from qanchor_export.runner import BundleRunner
 from qanchor_export.sample_users import SAMPLE_QUERIES
 from qanchor_export.source import ExportSource
 from qanchor_export.verify import verify
+from qanchor_export.weights import Numbers
 from qanchor_server.config import ServerConfig
 from qanchor_server.engine.ort import OrtEngine, OrtOptions
-from qanchor_server.failures import Overloaded
+from qanchor_server.failures import Overloaded, Retryable
 from qanchor_server.main import Server
 from qanchor_server.query_reader import QueryReader
 from qanchor_server.resolve import Resolver
@@ -55,12 +58,7 @@ MAX_READ_LEN = 40
 def reading(source: ExportSource) -> ExportSource:
     """The tiny model with a query encoder before it and three rows per question."""
     made = random_source(replace(TINY, num_query_rows=NUM_ROWS, max_query_len=MAX_READ_LEN), SCHEMA)
-    return replace(
-        made,
-        scenarios=source.scenarios,
-        max_query_len=made.max_query_len + 2,
-        checkpoint_id="of-a-checkpoint",
-    )
+    return replace(made, scenarios=source.scenarios, checkpoint_id="of-a-checkpoint")
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +79,16 @@ def test_every_road_of_the_bundle_is_torchs(reading: ExportSource, bundle: Bundl
     names = [check.name for check in checks]
     assert "one full pass, the bundle's scenarios" in names
     for check in checks:
+        assert check.is_ok, f"{check.name}: max {check.max_abs:.3e}, mean {check.mean_abs:.3e}"
+
+
+@pytest.mark.parametrize("precision", ["int8", "float16"])
+def test_other_types_of_the_decoder_take_the_rows_too(
+    reading: ExportSource, tmp_path: Path, precision: Precision
+) -> None:
+    export_bundle(reading, tmp_path / "bundle", numbers=Numbers(precision=precision))
+    rounded = open_bundle(tmp_path / "bundle")
+    for check in verify(BundleRunner(rounded, num_threads=1), reading, num_users=2):
         assert check.is_ok, f"{check.name}: max {check.max_abs:.3e}, mean {check.mean_abs:.3e}"
 
 
@@ -223,6 +231,73 @@ async def test_scenarios_are_read_when_they_are_loaded(
     by_name = await client.embed("user-1", scenarios=["plain"])
     by_text = await client.embed("user-1", queries=[question])
     np.testing.assert_allclose(by_name.vectors, by_text.vectors, atol=1e-5)
+
+
+async def test_a_scenario_tuned_after_the_export_is_taken(
+    served: tuple[Server, AsyncClient], bundle: Bundle, tmp_path: Path
+) -> None:
+    _, client = served
+    width = bundle.manifest.dims.hidden_dim
+    rows = tuple(tuple(0.01 * (row + column) for column in range(width)) for row in range(8))
+    late = [
+        Scenario(name="late", question="Will the user travel?", soft_prompt=rows),
+        Scenario(name="flat", question="?", soft_prompt=rows, is_compiled=True),
+    ]
+    file = ScenarioFile(checkpoint_id="of-a-checkpoint", hidden_dim=width, scenarios=tuple(late))
+    config.save(file, tmp_path / "scenarios" / "late.json")
+    await client.reload_scenarios()
+    runner = BundleRunner(bundle, num_threads=1)
+    found = await client.embed("user-1", scenarios=["late", "flat"])
+    prepared = await served[0].core.directory.current("user-1")
+    wanted = runner.suffix(
+        [(runner.encode_prefix(prepared.rendered), [runner.scenario(one) for one in late])]
+    )
+    np.testing.assert_allclose(found.vectors, wanted, atol=2e-5)
+
+
+async def test_a_reading_that_fails_fails_for_all_who_wait_and_for_nobody_after(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolver = Resolver(bundle, max_cached_queries=4)
+    original = resolver.reader.query_of
+
+    def failing(token_ids):  # type: ignore[no-untyped-def]
+        raise Retryable("out of memory: here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resolver.reader, "query_of", failing)
+        asked = [resolver.text("Why now?", "q") for _ in range(3)]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(one) for one in found] == [Retryable] * 3
+    assert resolver.reader.query_of == original
+    assert (await resolver.text("Why now?", "q")).suffix.suffix_len == NUM_ROWS + 1
+
+
+async def test_what_nobody_waits_for_is_not_read(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolver = Resolver(bundle, max_cached_queries=4, max_unread=3)
+    original, read = resolver.reader.query_of, []
+    is_open = threading.Event()
+
+    def slow(token_ids):  # type: ignore[no-untyped-def]
+        read.append(tuple(token_ids))
+        assert is_open.wait(30)
+        return original(token_ids)
+
+    monkeypatch.setattr(resolver.reader, "query_of", slow)
+    asked = [asyncio.create_task(resolver.text(f"Number {n}?", "q")) for n in range(3)]
+    while not read:
+        await asyncio.sleep(0.001)
+    for task in asked[1:]:
+        task.cancel()
+    await asyncio.gather(*asked[1:], return_exceptions=True)
+    # Their places are free again, and a text that was given up can be asked anew.
+    again = asyncio.create_task(resolver.text("Number 2?", "q"))
+    await asyncio.sleep(0)
+    is_open.set()
+    await asyncio.gather(asked[0], again)
+    assert read == [tuple(bundle.encode_query(f"Number {n}?")) for n in (0, 2)]
 
 
 async def test_a_question_too_long_is_refused_with_the_encoders_count(

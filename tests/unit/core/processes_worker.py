@@ -42,18 +42,31 @@ VARIANTS = {
 """Placement and users per piece."""
 
 
-def with_lora(recipe: Recipe) -> Recipe:
+def with_lora(recipe: Recipe, _: Path) -> Recipe:
     """Adapters with much dropout, layers computed twice."""
     recipe = override(recipe, ["train.parallel=fsdp", "train.gradient_checkpointing=true"])
     return msgspec.structs.replace(recipe, lora=LoraConfig(rank=4, dropout=0.5))
 
 
-RUNS: dict[str, tuple[Callable[[Recipe], Recipe], int]] = {
-    "ddp": (lambda recipe: override(recipe, ["train.users_per_piece=2"]), 4),
-    "fsdp": (lambda recipe: override(recipe, ["train.parallel=fsdp"]), 4),
+def with_query_encoder(recipe: Recipe, directory: Path) -> Recipe:
+    """DIR/encoder reads the questions; without dropout, which each process draws for itself."""
+    path = directory / "encoder"
+    return override(recipe, [f"query_encoder.path={path}", "query_encoder.dropout=0"])
+
+
+RUNS: dict[str, tuple[Callable[[Recipe, Path], Recipe], int]] = {
+    "ddp": (lambda recipe, _: override(recipe, ["train.users_per_piece=2"]), 4),
+    "fsdp": (lambda recipe, _: override(recipe, ["train.parallel=fsdp"]), 4),
     "lora": (with_lora, 2),
-    "muon": (lambda recipe: override(recipe, ["train.optimizer=muon"]), 4),
-    "shards": (lambda recipe: override(recipe, ["train.shard_users=12"]), 4),
+    "muon": (lambda recipe, _: override(recipe, ["train.optimizer=muon"]), 4),
+    "shards": (lambda recipe, _: override(recipe, ["train.shard_users=12"]), 4),
+    "reading": (with_query_encoder, 4),
+    "reading, fsdp": (
+        lambda recipe, directory: override(
+            with_query_encoder(recipe, directory), ["train.parallel=fsdp"]
+        ),
+        4,
+    ),
 }
 """What differs from DIR/recipe.json, and the step to stop in; 2 is before the first checkpoint."""
 
@@ -116,7 +129,7 @@ def train(directory: Path, name: str, processes: Processes) -> None:
     """One run of RUNS whole, and stopped in the step given there and resumed."""
     change, stop_in = RUNS[name]
     dataset, triples = open_dataset(directory / "data"), directory / "triples.parquet"
-    recipe = change(config.load(Recipe, directory / "recipe.json"))
+    recipe = change(config.load(Recipe, directory / "recipe.json"), directory)
     training.pretrain(recipe, dataset, triples, directory / f"{name}-whole", processes)
     stopped = directory / f"{name}-stopped"
     original = training.Trainer._train_step

@@ -1,6 +1,7 @@
 """Two processes over gloo are one: losses, gradients, whole runs, kill and resume."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,13 @@ from qanchor.train.recipes import Recipe
 from qanchor.train.setup import prepare
 from qanchor.train.sources import in_memory
 from tests.unit.core import processes_worker
-from tests.unit.core.processes_worker import RUNS, VARIANTS, measure, uneven_batch
+from tests.unit.core.processes_worker import (
+    RUNS,
+    VARIANTS,
+    measure,
+    uneven_batch,
+    with_query_encoder,
+)
 
 STEPS = 6
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -33,9 +40,12 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe) -> Path:
-    """Sixty simulated users, their triples, an untrained checkpoint and a recipe."""
+def workplace(
+    tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe, sentence_encoder_dir: Path
+) -> Path:
+    """Sixty simulated users with triples, a sentence encoder, an untrained checkpoint, a recipe."""
     directory = tmp_path_factory.mktemp("processes")
+    shutil.copytree(sentence_encoder_dir, directory / "encoder")
     generate_wallet(directory / "data", 60, seed=3)
     dataset = open_dataset(directory / "data")
     write_triples(dataset, directory / "triples.parquet")
@@ -96,22 +106,26 @@ def test_two_processes_have_the_losses_and_gradients_of_one(
 
 
 @pytest.fixture(scope="module")
-def of_one(workplace: Path) -> list[dict[str, float]]:
-    """Metrics of the whole run in one process."""
-    recipe = config.load(Recipe, workplace / "recipe.json")
-    dataset = open_dataset(workplace / "data")
-    pretrain(recipe, dataset, workplace / "triples.parquet", workplace / "one")
-    return lines(workplace / "one")
+def of_one(workplace: Path) -> dict[bool, list[dict[str, float]]]:
+    """Metrics of the whole run in one process, without and with a query encoder."""
+    plain = config.load(Recipe, workplace / "recipe.json")
+    found = {}
+    for is_read, recipe in ((False, plain), (True, with_query_encoder(plain, workplace))):
+        run_dir = workplace / f"one-{is_read}"
+        dataset = open_dataset(workplace / "data")
+        pretrain(recipe, dataset, workplace / "triples.parquet", run_dir)
+        found[is_read] = lines(run_dir)
+    return found
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "reading", "reading, fsdp"])
 @pytest.mark.usefixtures("of_two")
 def test_a_run_of_two_processes_is_that_of_one(
-    workplace: Path, of_one: list[dict[str, float]], name: str
+    workplace: Path, of_one: dict[bool, list[dict[str, float]]], name: str
 ) -> None:
-    found = lines(workplace / f"{name}-whole")
-    assert len(found) == len(of_one) == STEPS
-    for mine, theirs in zip(found, of_one, strict=True):
+    found, expected = lines(workplace / f"{name}-whole"), of_one["reading" in name]
+    assert len(found) == len(expected) == STEPS
+    for mine, theirs in zip(found, expected, strict=True):
         assert mine == pytest.approx(theirs, rel=2e-4)
 
 
@@ -150,7 +164,7 @@ def test_muon_is_refused_where_matrices_are_sliced(workplace: Path, tmp_path: Pa
 
 
 def test_the_command_under_torchrun_survives_kill_9(
-    workplace: Path, of_one: list[dict[str, float]], tmp_path: Path
+    workplace: Path, of_one: dict[bool, list[dict[str, float]]], tmp_path: Path
 ) -> None:
     """And bars and the result come from one process, not from each."""
     command = ["-m", "qanchor.cli", "pretrain", str(workplace / "data"), str(tmp_path / "run")]
@@ -179,5 +193,5 @@ def test_the_command_under_torchrun_survives_kill_9(
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f'{{"checkpoint":"{tmp_path / "run" / "checkpoint"}"}}']
     assert done.stderr.count("rendering profiles:   0%") == 1
-    for mine, theirs in zip(lines(tmp_path / "run"), of_one, strict=True):
+    for mine, theirs in zip(lines(tmp_path / "run"), of_one[False], strict=True):
         assert mine == pytest.approx(theirs, rel=2e-4)

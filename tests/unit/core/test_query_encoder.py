@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import BertModel
@@ -22,7 +24,7 @@ from qanchor.checkpoint import (
 )
 from qanchor.config import Scenario, override
 from qanchor.data.dataset import SCHEMA_FILE, open_dataset
-from qanchor.data.useru import write_triples
+from qanchor.data.useru import read_columns, write_triples
 from qanchor.data.wallet import generate_wallet
 from qanchor.encoder.query_encoder import (
     QueryEncoder,
@@ -298,6 +300,23 @@ def test_a_batch_asks_what_the_triples_ask(
                     np.abs(vector_of[query] - one.query_vector).max() for query in asked[one.answer]
                 ]
                 assert min(apart) < 1e-5
+
+
+def test_a_question_longer_than_the_encoder_reads_is_cut_everywhere(
+    recipe: Recipe, wallet: Path, tmp_path: Path
+) -> None:
+    texts = read_columns(wallet / "triples.parquet")
+    table = pq.read_table(wallet / "triples.parquet")
+    place = table.column_names.index("query")
+    long = pa.array(["Will the user go on and on? " * 60] * 5 + texts["query"][5:])
+    pq.write_table(table.set_column(place, "query", long), tmp_path / "long.parquet")
+    latest = pretrain(
+        override(recipe, ["train.steps=1"]),
+        open_dataset(wallet / "data"),
+        tmp_path / "long.parquet",
+        tmp_path / "run",
+    )
+    assert load_checkpoint(latest).meta.step == 1
 
 
 @pytest.mark.parametrize(
