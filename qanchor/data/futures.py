@@ -394,7 +394,7 @@ def _detail(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
     if not records:
         word = "stops" if before else "stays away"
         return f"no {about} activity in the next {span} days; it {word}."
-    now = len(active_days(records))
+    now = len(subject.days(user.future, pool))
     days = {n: count for n, count in user.future.days_by_category().items() if n[0] == modality}
     top = select_categories(days, _PER_ANSWER)
     listed = join_words(f"{pool.word(n[1])} {frequency_word(days[n], span)}" for n in top)
