@@ -44,8 +44,8 @@ class QueryEncoderConfig(Config, frozen=True, kw_only=True):
     num_rows: int = 2
     """Suffix positions a question takes, whatever its length."""
     dropout: float = 0.3
-    """Share of the encoder's numbers left out of a training step. There are some thousand questions
-    to learn from, and without it they are told apart by chance."""
+    """Share of the encoder's numbers left out of a training step: there are many to tell the few
+    thousand questions of a training apart by, and most say nothing of what is asked."""
 
     def __post_init__(self) -> None:
         if self.num_rows < 1:

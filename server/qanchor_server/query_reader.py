@@ -51,9 +51,7 @@ class QueryReader:
         return SuffixQuery((), self._read(token_ids))
 
     async def query_aside(self, token_ids: Sequence[int]) -> SuffixQuery:
-        """The same off the event loop; first come, first read. What is cancelled before its turn
-        is not read.
-        """
+        """The same off the event loop, first come, first read; not read where cancelled before."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self.query_of, token_ids)
 
