@@ -41,6 +41,8 @@ _MODALITY_DISCOUNT = 0.5
 _WIDE = ("outlook", "change", "novelty")
 _WIDE_SHARE = 0.25
 """Of the questions; their answers are long, those of narrow ones a few words."""
+_OUTCOME_SHARE = 0.2
+"""Of the questions; few kinds, which would hardly come up among those of habits."""
 _SOON_DAYS = (1, 3, 7, 14, 30)
 _COUNTS = (1, 2, 3, 5, 8, 12, 20)
 """Active days that `at_least` asks for."""
@@ -89,16 +91,20 @@ class Subject:
         return own if is_own else pool.futures[kind]
 
 
+_Question = tuple[str, Subject, int]
+"""Kind, what it is about, days."""
+
+
 def answer_futures(
     history: Activity, future: Activity, pool: TopicPool, num_answers: int, rng: Random
 ) -> list[Answered]:
     """Answer up to `num_answers` different questions about what comes, each over some horizon.
 
-    Wide questions (what will happen, what changes) and narrow ones (whether, how often, on so many
-    days or more, when, whether more or less than before, how high, how much that is new) about
-    everything, each modality and each topic that asks for a habit: together they cover what may be
-    asked of a user's future.
-    Of some, yes means more activity, of others less, so that yes has to be read with its question.
+    Wide questions (what will happen, what changes); habits (whether, how often, on so many days or
+    more, when, whether more or less than before) of everything, each modality and each topic that
+    asks for one; outcomes (how high values are, how much is new, what befalls the user): together
+    they cover what may be asked of a user's future. Of some, yes means more activity, of others
+    less, so that yes has to be read with its question.
     """
     horizons = [days for days in HORIZONS_DAYS if days <= future.num_days] or [future.num_days]
     modalities = sorted({modality for modality, _ in (*history.by_category, *future.by_category)})
@@ -113,7 +119,7 @@ def answer_futures(
     ]
     wide = [(kind, overall, days) for kind in _WIDE for days in horizons]
     wide += [("detail", subject, horizons[-1]) for subject in details]
-    narrow = [
+    habits = [
         (kind, subject, days)
         for subject in subjects
         for kind, spans in (
@@ -128,14 +134,23 @@ def answer_futures(
             ("next", horizons[-1:]),
         )
         for days in spans
-        if kind in subject.phrasings or not subject.befalls(pool)
+        if not subject.befalls(pool)
     ]
-    valued = [subject for subject in details if subject.name in pool.words.values]
-    narrow += [(kind, of, horizons[-1]) for of in valued for kind in ("value", "low", "high")]
-    narrow += [(kind, overall, days) for kind in ("explore", "repeat") for days in horizons[:2]]
+    outcomes = [
+        (kind, subject, days)
+        for subject, kinds in (
+            (overall, ("explore", "repeat", "busy", "light")),
+            *((of, ("value", "low", "high")) for of in details if of.name in pool.words.values),
+            *((of, tuple(of.phrasings)) for of in subjects if of.befalls(pool)),
+        )
+        for kind in kinds
+        for days in horizons
+    ]
+    num_wide, num_outcomes = (round(num_answers * share) for share in (_WIDE_SHARE, _OUTCOME_SHARE))
     questions = [
-        *rng.sample(wide, min(round(num_answers * _WIDE_SHARE), len(wide))),
-        *rng.sample(narrow, min(round(num_answers * (1 - _WIDE_SHARE)), len(narrow))),
+        *_some(wide, num_wide, rng),
+        *_some(outcomes, num_outcomes, rng),
+        *_some(habits, num_answers - num_wide - num_outcomes, rng),
     ]
     answered = []
     for kind, subject, days in questions:
@@ -157,6 +172,10 @@ def answer_futures(
         topic = f"future_{kind}_{subject.name}_{days}d"
         answered.append(Answered(topic, capitalised(query), capitalised(answer)))
     return answered
+
+
+def _some(questions: list[_Question], count: int, rng: Random) -> list[_Question]:
+    return rng.sample(questions, min(count, len(questions)))
 
 
 def _names(template: str, about: str, days: int, pool: TopicPool) -> dict[str, str]:
@@ -247,6 +266,12 @@ def _at_least(user: FutureUser, pool: TopicPool, subject: Subject, *, count: int
     """Whether it happens on `count` days or more."""
     days, span = len(subject.days(user.future, pool)), user.future.num_days
     return f"{'yes' if days >= count else 'no'}: {days} of {span} days."
+
+
+def _light(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
+    """The same asked the other way round."""
+    days, span = len(subject.days(user.future, pool)), user.future.num_days
+    return f"{'no' if days >= _HEAVY_SHARE * span else 'yes'}: {days} of {span} days."
 
 
 def _stop(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
@@ -419,6 +444,8 @@ _ANSWERS: dict[str, Callable[[FutureUser, TopicPool, Subject], str]] = {
     "frequency": _frequency,
     "often": _often,
     "heavy": _heavy,
+    "busy": _heavy,
+    "light": _light,
     "stop": _stop,
     "fall": _fall,
     "grow": _grow,
