@@ -25,7 +25,7 @@ from qanchor.data.statistics import StatisticSpace
 from qanchor.decoder import add_lora, build_language_model
 from qanchor.encoder.event_encoder import EventEncoder, build_event_encoder
 from qanchor.encoder.hierarchical import HierarchicalEncoder
-from qanchor.encoder.query_encoder import QueryEncoder, QueryMap, load_query_encoder
+from qanchor.encoder.query_encoder import QueryEncoder, QueryMap, load_query_encoder, read_query
 from qanchor.errors import ConfigError
 from qanchor.statistics_head import StatisticsHead
 from qanchor.tokenization import event_cls_id
@@ -91,10 +91,7 @@ class Checkpoint:
             return SuffixQuery(token_ids)
         query_map = self.model.query_map
         assert query_map is not None, "This is a bug: a query encoder comes with its map."
-        vectors_NE = torch.from_numpy(self.query_encoder.vectors([token_ids]))
-        with torch.inference_mode():
-            (rows_RD,) = query_map.eval()(vectors_NE.to(query_map.mean_E.device)).float().cpu()
-        return SuffixQuery((), rows_RD.numpy())
+        return read_query(self.query_encoder, query_map, token_ids)
 
     def scenario(self, scenario: Scenario) -> SuffixQuery:
         """The suffix of a scenario. Raises ConfigError for a soft prompt of another width."""

@@ -21,13 +21,13 @@ from qanchor.config import Scenario
 from qanchor.data.measures import NUM_MEASURES
 from qanchor.data.prefix import ADAPTER_FIRST_EVENT, PrefixLayout, build_layout
 from qanchor.data.render import RenderedProfile
+from qanchor.encoder.query_encoder import read_query
 from qanchor.towers import AnchorBatch
 from qanchor_export.source import ExportSource
 
 FloatArray = npt.NDArray[np.float32]
 
 
-@torch.no_grad()
 def make_query(
     source: ExportSource, text: str, soft_prompt: FloatArray | None = None
 ) -> SuffixQuery:
@@ -35,8 +35,7 @@ def make_query(
     query_map, token_ids = source.model.query_map, source.encode_query(text)
     query = SuffixQuery(token_ids)
     if source.query_encoder is not None and query_map is not None:
-        vectors_NE = torch.from_numpy(source.query_encoder.vectors([token_ids]))
-        query = SuffixQuery((), _array(query_map.eval()(vectors_NE)[0]))
+        query = read_query(source.query_encoder, query_map, token_ids)
     return query if soft_prompt is None else query.with_rows(soft_prompt)
 
 

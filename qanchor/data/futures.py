@@ -250,28 +250,19 @@ def _frequency(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
     return f"yes, {frequency_word(days, span)}: {days} of {span} days."
 
 
-def _often(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
-    """Whether it is a habit."""
+def _at_share(
+    user: FutureUser, pool: TopicPool, subject: Subject, *, share: float, is_turned: bool = False
+) -> str:
+    """Whether it happens on that share of the days or more; `is_turned`: or on fewer."""
     days, span = len(subject.days(user.future, pool)), user.future.num_days
-    return f"{'yes' if days >= _OFTEN_SHARE * span else 'no'}: {days} of {span} days."
-
-
-def _heavy(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
-    """Whether it is a great part of the user's days."""
-    days, span = len(subject.days(user.future, pool)), user.future.num_days
-    return f"{'yes' if days >= _HEAVY_SHARE * span else 'no'}: {days} of {span} days."
+    is_yes = (days >= share * span) != is_turned
+    return f"{'yes' if is_yes else 'no'}: {days} of {span} days."
 
 
 def _at_least(user: FutureUser, pool: TopicPool, subject: Subject, *, count: int) -> str:
     """Whether it happens on `count` days or more."""
     days, span = len(subject.days(user.future, pool)), user.future.num_days
     return f"{'yes' if days >= count else 'no'}: {days} of {span} days."
-
-
-def _light(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
-    """The same asked the other way round."""
-    days, span = len(subject.days(user.future, pool)), user.future.num_days
-    return f"{'no' if days >= _HEAVY_SHARE * span else 'yes'}: {days} of {span} days."
 
 
 def _stop(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
@@ -323,20 +314,13 @@ def _value(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
     return f"{level_word(mean, meaning.low, meaning.high)}, {mean:.0f} on average."
 
 
-def _low(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
-    """Whether the mean value is low; nothing valued is neither yes nor no."""
+def _at_level(user: FutureUser, pool: TopicPool, subject: Subject, *, level: str) -> str:
+    """Whether the mean value is low, or high; nothing valued is neither yes nor no."""
     meaning, mean = pool.words.values[subject.modality], _mean_value(user, subject)
     if mean is None:
         return "none."
-    return f"{'yes' if mean < meaning.low else 'no'}: {mean:.0f} on average."
-
-
-def _high(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
-    """Whether the mean value is high."""
-    meaning, mean = pool.words.values[subject.modality], _mean_value(user, subject)
-    if mean is None:
-        return "none."
-    return f"{'yes' if mean >= meaning.high else 'no'}: {mean:.0f} on average."
+    is_yes = level_word(mean, meaning.low, meaning.high) == level
+    return f"{'yes' if is_yes else 'no'}: {mean:.0f} on average."
 
 
 def _mean_value(user: FutureUser, subject: Subject) -> float | None:
@@ -442,18 +426,18 @@ _ANSWERS: dict[str, Callable[[FutureUser, TopicPool, Subject], str]] = {
     "novelty": _novelty,
     "detail": _detail,
     "frequency": _frequency,
-    "often": _often,
-    "heavy": _heavy,
-    "busy": _heavy,
-    "light": _light,
+    "often": partial(_at_share, share=_OFTEN_SHARE),
+    "heavy": partial(_at_share, share=_HEAVY_SHARE),
+    "busy": partial(_at_share, share=_HEAVY_SHARE),
+    "light": partial(_at_share, share=_HEAVY_SHARE, is_turned=True),
     "stop": _stop,
     "fall": _fall,
     "grow": _grow,
     "trend": _trend,
     "next": _next,
     "value": _value,
-    "low": _low,
-    "high": _high,
+    "low": partial(_at_level, level="low"),
+    "high": partial(_at_level, level="high"),
     "explore": _explore,
     "repeat": _repeat,
 }

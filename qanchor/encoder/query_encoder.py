@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -24,12 +23,11 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from qanchor.bundle.packing import FloatArray, SuffixQuery
 from qanchor.config import Config
 from qanchor.encoder.event_encoder import load_text_encoder
 from qanchor.errors import ConfigError
 from qanchor.tokenization import load_tokenizer
-
-FloatArray = npt.NDArray[np.float32]
 
 TEXTS_PER_PIECE = 64
 _TOKENIZER_FILE = "tokenizer.json"
@@ -144,6 +142,14 @@ class QueryMap(nn.Module):
         """[N, E] to rows [N, R, D]."""
         scaled_NE = self.dropout((vectors_NE - self.mean_E) / self.scale)
         return torch.stack([row(scaled_NE) for row in self.rows], dim=1)
+
+
+@torch.inference_mode()
+def read_query(encoder: QueryEncoder, query_map: QueryMap, token_ids: Sequence[int]) -> SuffixQuery:
+    """The suffix of a question of these tokens: rows [R, D] (float32) alone, without dropout."""
+    vectors_NE = torch.from_numpy(encoder.vectors([token_ids])).to(query_map.mean_E.device)
+    (rows_RD,) = query_map.eval()(vectors_NE)
+    return SuffixQuery((), rows_RD.float().cpu().numpy())
 
 
 def load_query_encoder(directory: Path) -> QueryEncoder:
