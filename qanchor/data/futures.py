@@ -139,7 +139,7 @@ def answer_futures(
     outcomes = [
         (kind, subject, days)
         for subject, kinds in (
-            (overall, ("explore", "repeat", "busy", "light")),
+            (overall, ("explore", "repeat", "busy")),
             *((of, ("value", "low", "high")) for of in details if of.name in pool.words.values),
             *((of, tuple(of.phrasings)) for of in subjects if of.befalls(pool)),
         )
@@ -250,13 +250,10 @@ def _frequency(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
     return f"yes, {frequency_word(days, span)}: {days} of {span} days."
 
 
-def _at_share(
-    user: FutureUser, pool: TopicPool, subject: Subject, *, share: float, is_turned: bool = False
-) -> str:
-    """Whether it happens on that share of the days or more; `is_turned`: or on fewer."""
+def _at_share(user: FutureUser, pool: TopicPool, subject: Subject, *, share: float) -> str:
+    """Whether it happens on that share of the days or more."""
     days, span = len(subject.days(user.future, pool)), user.future.num_days
-    is_yes = (days >= share * span) != is_turned
-    return f"{'yes' if is_yes else 'no'}: {days} of {span} days."
+    return f"{'yes' if days >= share * span else 'no'}: {days} of {span} days."
 
 
 def _at_least(user: FutureUser, pool: TopicPool, subject: Subject, *, count: int) -> str:
@@ -429,7 +426,6 @@ _ANSWERS: dict[str, Callable[[FutureUser, TopicPool, Subject], str]] = {
     "often": partial(_at_share, share=_OFTEN_SHARE),
     "heavy": partial(_at_share, share=_HEAVY_SHARE),
     "busy": partial(_at_share, share=_HEAVY_SHARE),
-    "light": partial(_at_share, share=_HEAVY_SHARE, is_turned=True),
     "stop": _stop,
     "fall": _fall,
     "grow": _grow,

@@ -162,7 +162,6 @@ def test_a_future_answer_tells_days_categories_and_change(write_tiny: Any) -> No
         "future_heavy_visit_14d": "No: 3 of 14 days.",
         "future_heavy_order_14d": "No: 1 of 14 days.",
         "future_busy_overall_14d": "No: 4 of 14 days.",
-        "future_light_overall_14d": "Yes: 4 of 14 days.",
         "future_stop_overall_14d": "No, often: 4 of 14 days.",
         "future_stop_visit_14d": "No, often: 3 of 14 days.",
         "future_stop_order_14d": "No, rarely: 1 of 14 days.",
@@ -354,7 +353,7 @@ def test_an_empty_future_says_so(write_tiny: Any) -> None:
     assert asked["future_trend_visit_14d"] == "It stops: 0 after 1."
     assert asked["future_stop_visit_14d"] == "Yes, never in 14 days."
     assert asked["future_fall_visit_14d"] == "Yes: 0 after 1."
-    turned = ("trend", "stop", "fall", "light")
+    turned = ("trend", "stop", "fall")
     others = [answer for topic, answer in asked.items() if topic.split("_")[1] not in turned]
     assert all("no" in answer.lower() for answer in others)
 
