@@ -50,7 +50,7 @@ _OFTEN_SHARE = 0.2
 """Of the days: active on so many or more is often."""
 _HEAVY_SHARE = 0.4
 """Likewise for very often, as few users are."""
-_NEW_LEVELS = (5, 25)
+_NEW_PER_DAY = (0.1, 1 / 3)
 """New things: fewer are little, from the second number on they are much."""
 
 
@@ -356,7 +356,8 @@ def _novelty(user: FutureUser, pool: TopicPool, _: Subject) -> str:
     if not count:
         return f"nothing new. {capitalised(_activity_sentence(user, pool))}."
     top = select_categories({name: len(items) for name, items in fresh.items()}, 3)
-    level = {"low": "little", "medium": "some", "high": "much"}[level_word(count, *_NEW_LEVELS)]
+    levels = {"low": "little", "medium": "some", "high": "much"}
+    level = levels[level_word(count / user.future.num_days, *_NEW_PER_DAY)]
     listed = join_words(pool.word(kind) for _, kind in top)
     told = capitalised(_activity_sentence(user, pool))
     return f"{level} new: {_things(count)}, mostly {listed}. {told}."
@@ -365,7 +366,8 @@ def _novelty(user: FutureUser, pool: TopicPool, _: Subject) -> str:
 def _explore(user: FutureUser, pool: TopicPool, _: Subject) -> str:
     """Whether much comes that the history does not have."""
     count = len(set().union(*_new_items(user, pool).values()))
-    return f"{'yes' if count >= _NEW_LEVELS[1] else 'no'}: {_things(count)}."
+    is_much = count >= _NEW_PER_DAY[1] * user.future.num_days
+    return f"{'yes' if is_much else 'no'}: {_things(count)}."
 
 
 def _repeat(user: FutureUser, pool: TopicPool, _: Subject) -> str:
@@ -373,7 +375,8 @@ def _repeat(user: FutureUser, pool: TopicPool, _: Subject) -> str:
     if not user.future.by_category:
         return "none."
     count = len(set().union(*_new_items(user, pool).values()))
-    return f"{'yes' if count < _NEW_LEVELS[0] else 'no'}: {_things(count)}."
+    is_little = count < _NEW_PER_DAY[0] * user.future.num_days
+    return f"{'yes' if is_little else 'no'}: {_things(count)}."
 
 
 def _new_items(user: FutureUser, pool: TopicPool) -> dict[Category, set[str]]:

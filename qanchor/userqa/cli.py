@@ -18,7 +18,7 @@ Who writes:
 OPENAI_BASE_URL and OPENAI_MODEL stand in for the two; --builtin passes over them.
 
 The topic pool: `life`, 72 topics of everyday life, as many as Q-Anchor's. `--set pool=dataset`
-takes the data set's own (62 for the simulated wallet, 84 for OULAD), another word a TOML file. The
+takes the data set's own (62 for the simulated wallet, 85 for OULAD), another word a TOML file. The
 built-in rules can only answer the data set's own.
 
 OUT gets triples.parquet (for `qanchor pretrain --triples`), report.json (what reflection changed

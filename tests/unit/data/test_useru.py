@@ -299,6 +299,30 @@ def test_what_befalls_a_user_is_no_activity_of_its_modality(write_tiny: Any) -> 
     assert {topic for topic in idle if "refusal" in topic} == {"future_stop_refusal_14d"}
 
 
+@pytest.mark.parametrize(
+    ("num_days", "num_new", "explore", "repeat"),
+    [
+        (14, 1, "No: 1 new thing.", "Yes: 1 new thing."),
+        (14, 2, "No: 2 new things.", "No: 2 new things."),
+        (14, 4, "No: 4 new things.", "No: 4 new things."),
+        (14, 5, "Yes: 5 new things.", "No: 5 new things."),
+        (30, 9, "No: 9 new things.", "No: 9 new things."),
+        (30, 10, "Yes: 10 new things.", "No: 10 new things."),
+    ],
+)
+def test_how_much_is_new_counts_by_the_days_asked_about(
+    write_tiny: Any, num_days: int, num_new: int, explore: str, repeat: str
+) -> None:
+    dataset = open_dataset(write_tiny())
+    pool = load_topics(dataset.path, "tiny", dataset.schema, ())
+    later = [_event(0, "home", f"page {number}") for number in range(num_new)]
+    future = collect(later, AS_OF_S, 0, num_days)
+    answers = answer_futures(_history(_event(-1, "home")), future, pool, 99, Random(0))
+    told = {each.topic: each.answer for each in answers}
+    assert told[f"future_explore_overall_{num_days}d"] == explore
+    assert told[f"future_repeat_overall_{num_days}d"] == repeat
+
+
 def test_nothing_is_asked_of_a_future_the_data_do_not_have(write_tiny: Any) -> None:
     path = write_tiny()
     (path / "topics.toml").write_text(_LATE)
