@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qanchor.encoder.event_encoder import EventEncoder
+from qanchor.encoder.event_encoder import EventEncoder, check_text_encoder
 from qanchor.encoder.query_encoder import QueryEncoder, QueryMap, read_layers
-from qanchor.errors import ConfigError
 from qanchor_export.attention import MASKED
 from qanchor_export.projection import frozen
 from qanchor_export.source import merged
@@ -154,21 +153,3 @@ class QueryEncoderGraph(nn.Module):
             parts.append(mean_NH / torch.sqrt((mean_NH * mean_NH).sum(dim=1, keepdim=True)))
         rows_NJ = (torch.cat(parts, dim=1) - self.mean_E) @ self.weight_EJ + self.bias_J
         return rows_NJ.reshape(self.num_rows, -1)
-
-
-def check_text_encoder(config: Any, field: str) -> None:
-    """Raise ConfigError at `field` unless the graph computes exactly what `config` asks for."""
-    position = getattr(config, "position_embedding_type", None) or "absolute"
-    rules = [
-        ("model_type", config.model_type, "bert"),
-        ("hidden_act", config.hidden_act, "gelu"),
-        ("position_embedding_type", position, "absolute"),
-    ]
-    for name, value, supported in rules:
-        if value != supported:
-            raise ConfigError(
-                f"{field}.{name}",
-                value,
-                f"the exported graph computes {supported} only",
-                "train with a plain BERT encoder",
-            )

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from qanchor.bundle.manifest import KvDType, ModelDims, Precision
+from qanchor.decoder import check_decoder
 from qanchor.encoder.hierarchical import Adapter
-from qanchor.errors import ConfigError
 from qanchor.towers import QAnchorModel
 from qanchor_export.kv_store import TORCH_DTYPES, KvStore
 from qanchor_export.projection import Projection, frozen
@@ -204,32 +204,3 @@ def head_dim_of(config: Any) -> int:
     return int(
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )
-
-
-def check_decoder(config: Any) -> None:
-    """Raise ConfigError unless the graphs compute exactly what `config` asks for."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
-    rules: list[tuple[str, object, bool]] = [
-        ("model_type", config.model_type, config.model_type == "qwen2"),
-        ("hidden_act", config.hidden_act, config.hidden_act == "silu"),
-        ("rope_type", rope.get("rope_type"), rope.get("rope_type", "default") == "default"),
-        (
-            "partial_rotary_factor",
-            rope.get("partial_rotary_factor"),
-            rope.get("partial_rotary_factor", 1.0) in (None, 1.0),
-        ),
-        (
-            "use_sliding_window",
-            config.use_sliding_window,
-            not config.use_sliding_window and layer_types == {"full_attention"},
-        ),
-    ]
-    for field, value, is_supported in rules:
-        if not is_supported:
-            raise ConfigError(
-                f"decoder.{field}",
-                value,
-                "the exported graphs are plain Qwen2: silu, default RoPE, full attention",
-                "train with a plain Qwen2 decoder",
-            )

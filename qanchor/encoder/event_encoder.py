@@ -4,6 +4,7 @@ Legend: N texts, T tokens per text, E event_dim.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,14 +110,26 @@ def load_text_encoder(path: Path, field: str) -> PreTrainedModel:
             "give a Hugging Face model directory",
         )
     found = AutoConfig.from_pretrained(path, local_files_only=True)
-    if found.model_type != "bert":
-        raise ConfigError(
-            field,
-            found.model_type,
-            "the encoder must be of model_type bert (gte-base, bge, e5, MiniLM ...)",
-            "choose such a checkpoint",
-        )
+    check_text_encoder(found, field.removesuffix(".path"))
     model: PreTrainedModel = AutoModel.from_pretrained(
         path, add_pooling_layer=False, local_files_only=True, dtype=torch.float32
     )
     return model
+
+
+def check_text_encoder(config: Any, field: str) -> None:
+    """Raise ConfigError at `field` unless the exported graph computes what `config` asks for."""
+    position = getattr(config, "position_embedding_type", None) or "absolute"
+    rules = [
+        ("model_type", config.model_type, "bert"),
+        ("hidden_act", getattr(config, "hidden_act", None), "gelu"),
+        ("position_embedding_type", position, "absolute"),
+    ]
+    for name, value, supported in rules:
+        if value != supported:
+            raise ConfigError(
+                f"{field}.{name}",
+                value,
+                f"must be {supported}: the exported graph computes nothing else",
+                "take a plain BERT encoder (gte-base, bge, e5, MiniLM ...)",
+            )

@@ -14,7 +14,7 @@ from qanchor.data.dataset import open_dataset
 from qanchor.data.useru import write_triples
 from qanchor.data.wallet import generate_wallet
 from qanchor.decoder import DecoderConfig, LoraConfig, add_lora, build_language_model
-from qanchor.encoder.event_encoder import EventEncoderConfig, build_event_encoder
+from qanchor.encoder.event_encoder import EventEncoderConfig, build_event_encoder, load_text_encoder
 from qanchor.errors import ConfigError
 from qanchor.tokenization import train_decoder_tokenizer, train_event_tokenizer
 from qanchor.train.pretrain import UNTRAINED, pretrain
@@ -102,17 +102,42 @@ def test_a_directory_without_a_model_is_told_so(tmp_path: Path) -> None:
 
 
 def test_a_model_of_another_kind_is_refused(decoder_dir: Path, encoder_dir: Path) -> None:
-    with pytest.raises(ConfigError, match="must be of model_type qwen2"):
+    with pytest.raises(ConfigError, match=r"decoder\.model_type='bert': must be qwen2"):
         build_language_model(DecoderConfig(path=str(encoder_dir)), 10)
-    with pytest.raises(ConfigError, match="must be of model_type bert"):
+    with pytest.raises(ConfigError, match=r"event_encoder\.model_type='qwen2': must be bert"):
         build_event_encoder(EventEncoderConfig(path=str(decoder_dir)), 10, pad_id=0, cls_id=1)
 
 
-def test_sliding_windows_are_refused(decoder_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"use_sliding_window": True, "max_window_layers": 0}, "use_sliding_window"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+            "rope_type",
+        ),
+    ],
+)
+def test_a_decoder_the_graphs_cannot_compute_is_refused_before_training(
+    decoder_dir: Path, tmp_path: Path, change: dict[str, object], field: str
+) -> None:
     found = json.loads((decoder_dir / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(found | {"use_sliding_window": True}))
-    with pytest.raises(ConfigError, match="sliding-window"):
+    (tmp_path / "config.json").write_text(json.dumps(found | change))
+    with pytest.raises(ConfigError) as caught:
         build_language_model(DecoderConfig(path=str(tmp_path)), 10)
+    assert caught.value.field == f"decoder.{field}"
+
+
+@pytest.mark.parametrize("field", ["event_encoder.path", "query_encoder.path"])
+def test_an_encoder_the_graph_cannot_compute_is_refused_before_training(
+    encoder_dir: Path, tmp_path: Path, field: str
+) -> None:
+    found = json.loads((encoder_dir / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(found | {"hidden_act": "relu"}))
+    with pytest.raises(ConfigError) as caught:
+        load_text_encoder(tmp_path, field)
+    assert caught.value.field == f"{field.removesuffix('.path')}.hidden_act"
 
 
 def test_a_lora_target_the_model_lacks_is_refused() -> None:
