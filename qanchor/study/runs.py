@@ -5,6 +5,7 @@ that decides its result.
 """
 
 import dataclasses
+import functools
 import hashlib
 import logging
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qanchor import config
+from qanchor.bundle.reader import file_sha256
 from qanchor.checkpoint import META_FILE, read_meta
 from qanchor.config import ProfileSchema, override
 from qanchor.data.dataset import LABELS_FILE, SCENARIOS_FILE, TRAINING_FILES, Dataset
@@ -44,7 +46,7 @@ class VariantRun:
     schema: ProfileSchema
     users_share: float
     data_id: str
-    """Content id of data set and triples."""
+    """Content id of data set, triples and backbone directories."""
 
     @property
     def key(self) -> str:
@@ -62,11 +64,13 @@ def variant_run(variant: Variant, recipe: Recipe, dataset: Dataset, data_id: str
         steps=max(round(train.steps * variant.steps_share), 1),
         users_per_batch=train.users_per_batch * variant.users_factor,
     )
+    paths = (resolved.decoder.path, resolved.event_encoder.path, resolved.query_encoder.path)
+    backbones = [directory_id(path) for path in paths if path]
     return VariantRun(
         recipe=msgspec.structs.replace(resolved, train=changed),
         schema=override(dataset.schema, list(variant.schema)),
         users_share=variant.users_share,
-        data_id=data_id,
+        data_id=digest(data_id, *backbones) if backbones else data_id,
     )
 
 
@@ -117,6 +121,13 @@ def digest(*parts: object) -> str:
     """Short content id of structs and plain values."""
     joined = b"\n".join(config.to_json(part) for part in parts)
     return hashlib.blake2b(joined, digest_size=16).hexdigest()[:KEY_CHARS]
+
+
+@functools.cache
+def directory_id(path: str) -> str:
+    """Content id of a backbone's files; read once, as most variants share it."""
+    files = sorted(file for file in Path(path).glob("*") if file.is_file())
+    return digest([(file.name, file_sha256(file)) for file in files])
 
 
 def _is_finished(run: VariantRun, run_dir: Path) -> bool:

@@ -13,7 +13,7 @@ from qanchor.config import override
 from qanchor.data.dataset import Dataset, open_dataset
 from qanchor.errors import ConfigError
 from qanchor.study.plan import BUILT_IN, read_study
-from qanchor.study.runs import base_triples, training_view, variant_run
+from qanchor.study.runs import base_triples, directory_id, training_view, variant_run
 from qanchor.train.recipes import RECIPES, Recipe, recipe_named
 
 DATA_ID = "0123456789ab"
@@ -136,3 +136,21 @@ def test_results_follow_from_the_contents_of_data_and_triples(
     with pytest.raises(ConfigError, match=r"--triples=.*no such file"):
         base_triples(tmp_path / "tripels.parquet", open_dataset(data), few, out)
     assert not (tmp_path / "tripels.parquet").exists()
+
+
+@pytest.mark.parametrize("part", ["decoder", "event_encoder", "query_encoder"])
+def test_results_follow_from_the_contents_of_backbones(
+    part: str, dataset: Dataset, tmp_path: Path
+) -> None:
+    weights = tmp_path / "model.safetensors"
+    recipe = override(recipe_named("mini"), [f"{part}.path={tmp_path}"])
+
+    def key() -> str:
+        directory_id.cache_clear()
+        return variant_run(read_study("ablation").variants[0], recipe, dataset, DATA_ID).key
+
+    weights.write_bytes(b"one")
+    first = key()
+    assert key() == first
+    weights.write_bytes(b"two")
+    assert key() != first
