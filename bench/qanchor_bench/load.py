@@ -36,8 +36,6 @@ class Reply:
     outcome: Outcome
     was_hit: bool = True
     """The user's prefix was held when the server needed it."""
-    is_right: bool = True
-    """The vectors were compared and wrong: False."""
     queue_s: float = 0.0
     """What the server says the request waited."""
     step_s: float = 0.0
@@ -162,7 +160,6 @@ def outcomes(records: Sequence[Record]) -> dict[str, int]:
         **{outcome.value: counts[outcome.value] for outcome in Outcome},
         "hits": sum(reply.was_hit for reply in answered),
         "misses": sum(not reply.was_hit for reply in answered),
-        "wrong": sum(not reply.is_right for reply in answered),
     }
 
 

@@ -77,19 +77,20 @@ class Records(Config, frozen=True, kw_only=True):
     done_s: tuple[float, ...]
     outcome: tuple[str, ...]
     was_hit: tuple[bool, ...]
-    is_right: tuple[bool, ...]
     queue_s: tuple[float, ...]
     step_s: tuple[float, ...]
     echo_s: tuple[float, ...] = ()
     """Round trips of the empty call."""
     num_compared: int = 0
+    """Replies whose vectors were compared, of those about users in `expected`."""
+    num_wrong: int = 0
 
 
 def as_records(columns: Records) -> list[Record]:
     """Rows of the columns."""
     rows = zip(
         columns.intended_s, columns.sent_s, columns.done_s, columns.outcome, columns.was_hit,
-        columns.is_right, columns.queue_s, columns.step_s, strict=True,
+        columns.queue_s, columns.step_s, strict=True,
     )  # fmt: skip
     return [
         Record(intended, sent, done, Reply(Outcome(outcome), *of_reply))
@@ -105,9 +106,10 @@ class _Sender:
     choices: list[int]
     is_cold: list[bool]
     next_cold: int = 0
-    num_compared: int = 0
     stub: Any = None
     queries: list[embedding_pb2.Query] = field(default_factory=list)
+    kept: list[tuple[str, Any]] = field(default_factory=list)
+    """Users and responses to compare once nothing is timed any more."""
 
     @classmethod
     def of(cls, plan: ClientPlan, channel: grpc.aio.Channel) -> "_Sender":
@@ -142,19 +144,24 @@ class _Sender:
             response = await self.stub.Embed(request, timeout=left_s)
         except grpc.aio.AioRpcError as error:
             return _failed(error)
-        return self.judge(number, user, response)
+        return self.reply(number, user, response)
 
-    def judge(self, number: int, user: str, response: Any) -> Reply:
+    def reply(self, number: int, user: str, response: Any) -> Reply:
+        if user in self.expected and number % self.plan.check_every == 0:
+            self.kept.append((user, response))
         provenance = response.provenance
         was_hit = provenance.cache_state == embedding_pb2.CACHE_STATE_DEVICE
-        is_right = True
-        if user in self.expected and number % self.plan.check_every == 0:
-            self.num_compared += 1
-            found = np.stack([decode_vector(result.vector) for result in response.results])
-            cosine = (found * self.expected[user]).sum(-1).min()
-            is_right = bool(cosine >= self.plan.min_cosine)
         waited_s, step_s = provenance.queue_seconds, provenance.suffix_seconds
-        return Reply(Outcome.ANSWERED, was_hit, is_right, waited_s, step_s)
+        return Reply(Outcome.ANSWERED, was_hit, waited_s, step_s)
+
+    def num_wrong(self) -> int:
+        """Of the replies kept."""
+        return sum(not self._is_right(user, response) for user, response in self.kept)
+
+    def _is_right(self, user: str, response: Any) -> bool:
+        found = np.stack([decode_vector(result.vector) for result in response.results])
+        cosine = (found * self.expected[user]).sum(-1).min()
+        return bool(cosine >= self.plan.min_cosine)
 
 
 def _failed(error: grpc.aio.AioRpcError) -> Reply:
@@ -190,7 +197,7 @@ class _StreamSender:
         response = await future
         if response.status.code:
             return Reply(Outcome.REJECTED)
-        return self._sender.judge(number, user, response)
+        return self._sender.reply(number, user, response)
 
     async def close(self) -> None:
         await self._call.done_writing()
@@ -227,11 +234,11 @@ async def run_plan(plan: ClientPlan, await_start: Callable[[], Awaitable[float]]
         done_s=tuple(record.done_s for record in records),
         outcome=tuple(record.reply.outcome.value for record in records),
         was_hit=tuple(record.reply.was_hit for record in records),
-        is_right=tuple(record.reply.is_right for record in records),
         queue_s=tuple(record.reply.queue_s for record in records),
         step_s=tuple(record.reply.step_s for record in records),
         echo_s=tuple(echo_s),
-        num_compared=sender.num_compared,
+        num_compared=len(sender.kept),
+        num_wrong=sender.num_wrong(),
     )
 
 

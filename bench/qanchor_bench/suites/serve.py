@@ -184,6 +184,7 @@ class _Phases:
         records = [record for columns in found for record in as_records(columns)]
         self.counts.update(outcomes(records))
         self.counts["compared"] += sum(columns.num_compared for columns in found)
+        self.counts["wrong"] += sum(columns.num_wrong for columns in found)
         return records, start_s, [echo for columns in found for echo in columns.echo_s]
 
     def _plan(self, client: int, settings: dict[str, Any]) -> ClientPlan:

@@ -224,6 +224,22 @@ def test_serve_runs_server_and_clients_and_checks_replies(bench, clients) -> Non
     assert found.figures["p99_of_hits_at_0.5_over_at_1"] is not None
 
 
+def test_serve_tells_wrong_replies(bench, monkeypatch) -> None:
+    right = serve._EngineAlone.expected
+
+    def turned(self, profiles):
+        return {user: -vectors_QZ for user, vectors_QZ in right(self, profiles).items()}
+
+    monkeypatch.setattr(serve._EngineAlone, "expected", turned)
+    settings = {
+        "suite": "serve", "users": (3,), "queries": (2,), "hit_ratios": (1.0,),
+        "seconds": 0.2, "concurrency": 2, "deadline": 30.0,
+    }  # fmt: skip
+    found = serve.run(bench(**settings))
+    assert found.counts["wrong"] == found.counts["compared"] > 0
+    assert not found.checks[0].is_ok
+
+
 def test_a_run_leaves_a_result_that_report_and_plots_are_made_from(bundle, tmp_path) -> None:
     scenario = msgspec.structs.replace(TINY, bundle=str(bundle.path), at_most={"nothing": 1.0})
     path = measure(scenario, tmp_path)

@@ -85,10 +85,10 @@ async def test_no_answer_by_the_deadline_is_infinitely_late() -> None:
 def test_rejected_requests_are_counted_and_have_no_latency() -> None:
     records = [
         Record(0.0, 0.0, 0.1, ANSWERED),
-        Record(0.0, 0.0, 0.3, Reply(Outcome.ANSWERED, was_hit=False, is_right=False)),
+        Record(0.0, 0.0, 0.3, Reply(Outcome.ANSWERED, was_hit=False)),
         Record(0.0, 0.0, 0.2, Reply(Outcome.REJECTED)),
     ]
-    counts = {"answered": 2, "rejected": 1, "incomplete": 0, "hits": 1, "misses": 1, "wrong": 1}
+    counts = {"answered": 2, "rejected": 1, "incomplete": 0, "hits": 1, "misses": 1}
     assert outcomes(records) == counts
     assert latencies(records) == [0.1, 0.3]
     assert latencies(records, hits_only=True) == [0.1]
