@@ -88,7 +88,7 @@ def measure(scenario: BenchScenario, results: Path) -> Path:
         wall_seconds=time.monotonic() - start,
     )
     result = Result(
-        scenario=scenario,
+        scenario=scenario.for_result(),
         environment=environment(),
         machine=machine,
         model_id=bundle.manifest.model_id if bundle else "",

@@ -102,6 +102,15 @@ class BenchScenario(Config, frozen=True, kw_only=True):
         """Whether the graphs run on a GPU."""
         return self.engine in ("cuda", "tensorrt")
 
+    def for_result(self) -> "BenchScenario":
+        """As a result keeps it: only what its paths end in, as nobody else has the directories."""
+        return msgspec.structs.replace(
+            self,
+            bundle=Path(self.bundle).name,
+            checkpoint="/".join(Path(self.checkpoint).parts[-2:]),
+            dataset=Path(self.dataset).name,
+        )
+
     def __post_init__(self) -> None:
         if self.repeats < MIN_REPEATS:
             raise ConfigError(

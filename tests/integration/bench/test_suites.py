@@ -246,6 +246,7 @@ def test_a_run_leaves_a_result_that_report_and_plots_are_made_from(bundle, tmp_p
     result = load_result(path)
     assert result.is_right
     assert result.model_id == bundle.manifest.model_id
+    assert result.scenario.bundle == bundle.path.name
     assert result.missed == ("nothing no value, wanted at most 1",)
     assert main(["report", str(path), "--out", str(tmp_path / "report")]) == 0
     text = (tmp_path / "report" / "report.md").read_text()
