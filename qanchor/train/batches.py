@@ -32,6 +32,8 @@ class Segment:
     object for all segments of a question."""
     num_query_rows: int = 0
     """How many rows it makes."""
+    is_yes_no_only: bool = False
+    """Only the yes/no loss hears of it: no pair, and no answer to predict."""
 
     @property
     def num_rows(self) -> int:

@@ -36,6 +36,7 @@ from qanchor.train.triples import (
     load_triples,
     read_triple_texts,
 )
+from qanchor.train.yes_no import YesNo
 
 log = logging.getLogger(__name__)
 
@@ -223,8 +224,13 @@ def draw_heldout(
     return order[num_heldout:], order[:num_heldout]
 
 
-def batch_source(recipe: Recipe, corpus: PrefixCorpus, triples: UserTriples) -> InMemory:
-    """The batches of `triples` in the deterministic order of a recipe."""
+def batch_source(
+    recipe: Recipe, corpus: PrefixCorpus, triples: UserTriples, yes_no: YesNo | None = None
+) -> InMemory:
+    """The batches of `triples` in the deterministic order of a recipe.
+
+    Without `yes_no` without triples for the yes/no loss alone.
+    """
     counts = triples.topic_counts
     order = BatchOrder(
         triples=triples,
@@ -233,6 +239,8 @@ def batch_source(recipe: Recipe, corpus: PrefixCorpus, triples: UserTriples) -> 
         users_per_batch=recipe.train.users_per_batch,
         queries_per_user=recipe.train.queries_per_user,
         seed=recipe.train.seed,
+        yes_no_per_user=recipe.train.yes_no_per_user,
+        yes_no=yes_no,
     )
     return InMemory(order, corpus)
 

@@ -37,6 +37,7 @@ from qanchor.train.batches import Segment
 from qanchor.train.corpus import PrefixCorpus, RenderedCorpus
 from qanchor.train.source import Picked
 from qanchor.train.triples import BatchOrder, UserTriples
+from qanchor.train.yes_no import YesNo
 
 INDEX_FILE = "index.json"
 HELDOUT = "heldout"
@@ -115,8 +116,16 @@ def read_shard(directory: Path, meta: CheckpointMeta) -> Shard:
 class ShardedSource:
     """The batches of a run, shard by shard."""
 
-    def __init__(self, directory: Path, index: ShardIndex, meta: CheckpointMeta) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        index: ShardIndex,
+        meta: CheckpointMeta,
+        yes_no: YesNo | None = None,
+    ) -> None:
+        """Without `yes_no` without triples for the yes/no loss alone."""
         self._index = index
+        self._yes_no = yes_no
         self._train = meta.recipe.train
         counts = np.array(index.topic_counts, dtype=np.float64)
         self._topic_share = counts / counts.sum()
@@ -178,6 +187,8 @@ class ShardedSource:
             users_per_batch=size,
             queries_per_user=self._train.queries_per_user,
             seed=int(seed),
+            yes_no_per_user=self._train.yes_no_per_user,
+            yes_no=self._yes_no,
         )
         self._corpus, self._opened = shard.corpus, (epoch, number)
 

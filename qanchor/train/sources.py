@@ -14,6 +14,7 @@ from qanchor.train.shard_writer import prepare_shards, shards_again
 from qanchor.train.shards import HELDOUT, ShardedSource, read_index, read_shard
 from qanchor.train.source import Sources
 from qanchor.train.triples import read_triple_texts
+from qanchor.train.yes_no import YesNo, yes_no_of
 
 
 def fresh_sources(
@@ -28,7 +29,7 @@ def fresh_sources(
         raise DataError("triples", str(triples_path), rule, "make some of users of split train")
     if not recipe.train.shard_users:
         checkpoint, data = prepare(recipe, dataset, triples_path)
-        return checkpoint, in_memory(recipe, data)
+        return checkpoint, in_memory(checkpoint, data)
     checkpoint = prepare_shards(recipe, dataset, triples_path, run_dir / SHARDS_DIR)
     return checkpoint, in_shards(checkpoint, run_dir)
 
@@ -42,7 +43,7 @@ def sources_again(
         return in_shards(checkpoint, run_dir)
     texts = read_triple_texts(triples_path)
     rendered = render_views(dataset, texts, checkpoint.meta.statistics)
-    return in_memory(recipe, material(checkpoint, rendered, texts))
+    return in_memory(checkpoint, material(checkpoint, rendered, texts))
 
 
 def mend_shards(
@@ -54,10 +55,12 @@ def mend_shards(
         shards_again(checkpoint, dataset, triples_path, directory)
 
 
-def in_memory(recipe: Recipe, data: Material) -> Sources:
+def in_memory(checkpoint: Checkpoint, data: Material) -> Sources:
     """Batches of users that are all held in memory."""
+    recipe = checkpoint.meta.recipe
     heldout = batch_source(recipe, data.corpus, data.heldout) if data.heldout.users else None
-    return Sources(batch_source(recipe, data.corpus, data.training), heldout)
+    training = batch_source(recipe, data.corpus, data.training, _yes_no(checkpoint))
+    return Sources(training, heldout)
 
 
 def in_shards(checkpoint: Checkpoint, run_dir: Path) -> Sources:
@@ -74,4 +77,10 @@ def in_shards(checkpoint: Checkpoint, run_dir: Path) -> Sources:
     if index.num_heldout:
         shard = read_shard(directory / HELDOUT, checkpoint.meta)
         heldout = batch_source(checkpoint.meta.recipe, shard.corpus, shard.triples)
-    return Sources(ShardedSource(directory, index, checkpoint.meta), heldout)
+    training = ShardedSource(directory, index, checkpoint.meta, _yes_no(checkpoint))
+    return Sources(training, heldout)
+
+
+def _yes_no(checkpoint: Checkpoint) -> YesNo | None:
+    """What tells the triples for the yes/no loss alone; those held out have none such."""
+    return yes_no_of(checkpoint) if checkpoint.meta.recipe.train.yes_no_per_user else None

@@ -112,10 +112,15 @@ class Step:
         device = self.model.head.up.weight.device
         # One context per pass: the weights it casts are kept for it alone, with or without graph.
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16"):
-            flat = [segment for of_user in piece.segments for segment in of_user]
+            asked = [segment for of_user in piece.segments for segment in of_user]
+            flat = [segment for segment in asked if not segment.is_yes_no_only]
             answers_QA, answer_len_Q = self._answers(flat, piece)
             batch = anchor_batch(piece.corpus, piece.users, self._asked(piece)).to(device)
-            anchor_QZ, states_BSD = self.model.anchor(batch)
+            asked_QZ, states_BSD = self.model.anchor(batch)
+            anchor_QZ = asked_QZ
+            if len(flat) < len(asked):
+                is_pair_Q = torch.tensor([not segment.is_yes_no_only for segment in asked])
+                anchor_QZ = asked_QZ[is_pair_Q.to(device)]
             semantic_QZ = self.model.semantic(answers_QA, answer_len_Q)
             row_losses = dict.fromkeys(ROW_TERMS, anchor_QZ.new_zeros(()))
             if with_row_losses and self.loss.next_token_weight:
@@ -130,10 +135,10 @@ class Step:
             num_signs = 0.0
             if self.loss.yes_no_weight:
                 assert self.yes_no is not None, "This is a bug: the recipe wants yes or no."
-                wanted_Q = self.yes_no.wanted(flat)
+                wanted_Q = self.yes_no.wanted(asked)
                 num_signs = float((~wanted_Q.isnan()).sum())
                 if with_row_losses:
-                    row_losses["yes_no"] = self._yes_no(piece, anchor_QZ, wanted_Q.to(device))
+                    row_losses["yes_no"] = self._yes_no(piece, asked_QZ, wanted_Q.to(device))
         counts = [float(answer_len_Q.sum()), float(len(flat)), num_signs]
         return TowerRows(
             anchor_QZ,
@@ -161,7 +166,8 @@ class Step:
         head, known_US = self.model.statistics_head, piece.corpus.rendered.statistics
         assert head is not None, "This is a bug: the recipe wants statistics."
         assert known_US is not None, "This is a bug: the recipe wants statistics."
-        of_pair_Q = np.repeat(piece.users, [len(of_user) for of_user in piece.segments])
+        num_pairs = [sum(not each.is_yes_no_only for each in of) for of in piece.segments]
+        of_pair_Q = np.repeat(piece.users, num_pairs)
         wanted_QS = torch.from_numpy(known_US[of_pair_Q]).to(anchor_QZ.device)
         return head.loss(anchor_QZ, wanted_QS, self.loss.statistics_future_share)
 
@@ -171,9 +177,13 @@ class Step:
 
     def _asked(self, piece: Picked) -> Sequence[Sequence[Segment]]:
         """The piece's segments as they stand behind the prefix: with their answers or without."""
-        if not self._answers_apart:
-            return piece.segments
-        return [[replace(each, answer=()) for each in of_user] for of_user in piece.segments]
+        return [
+            [
+                replace(each, answer=()) if self._answers_apart or each.is_yes_no_only else each
+                for each in of_user
+            ]
+            for of_user in piece.segments
+        ]
 
     def contrastive(
         self, anchor_QZ: Tensor, semantic_QZ: Tensor, keys_Q: Tensor, *, is_masked: bool

@@ -5,6 +5,7 @@ is what makes resuming exact. A step draws a few topics and asks them of all its
 most negatives answer the same question about another user: only behaviour tells them apart.
 """
 
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from qanchor.data.useru import SHIFT_COLUMN, read_columns
 from qanchor.data.views import View
 from qanchor.errors import DataError
 from qanchor.train.batches import Segment
+from qanchor.train.yes_no import YesNo
 
 log = logging.getLogger(__name__)
 
@@ -177,6 +179,9 @@ class BatchOrder:
     users_per_batch: int
     queries_per_user: int
     seed: int
+    yes_no_per_user: int = 0
+    yes_no: YesNo | None = None
+    """Tells which answers say yes or no, where there are to be such."""
 
     @property
     def batches_per_epoch(self) -> int:
@@ -198,11 +203,20 @@ class BatchOrder:
         return users, segments
 
     def _pick(self, entry: int, drawn: set[int], rng: np.random.Generator) -> list[Segment]:
-        """The user's triples of the drawn topics, filled up with others where it has none."""
+        """The user's triples of the drawn topics, filled up with others where it has none.
+
+        Behind them those for the yes/no loss alone: of any topic, as it compares no users.
+        """
         of_user, topics = self.triples.segments[entry], self.triples.topics[entry]
         order = rng.permutation(len(of_user)).tolist()
         order.sort(key=lambda pick: topics[pick] not in drawn)
-        return [of_user[pick] for pick in order[: self.queries_per_user]]
+        picked = [of_user[pick] for pick in order[: self.queries_per_user]]
+        if self.yes_no is None:
+            return picked
+        others = (of_user[pick] for pick in order[self.queries_per_user :])
+        known = (each for each in others if self.yes_no.sign(each) is not None)
+        more = itertools.islice(known, self.yes_no_per_user)
+        return [*picked, *(replace(each, is_yes_no_only=True) for each in more)]
 
     def _epoch(self, rng: np.random.Generator) -> list[npt.NDArray[np.int64]]:
         order = rng.permutation(len(self.triples.users))
