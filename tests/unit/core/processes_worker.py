@@ -50,8 +50,8 @@ def with_lora(recipe: Recipe, _: Path) -> Recipe:
 
 def with_query_encoder(recipe: Recipe, directory: Path) -> Recipe:
     """DIR/encoder reads the questions; without dropout, which each process draws for itself."""
-    path = directory / "encoder"
-    return override(recipe, [f"query_encoder.path={path}", "query_encoder.dropout=0"])
+    changes = ["query_encoder.dropout=0", "loss.yes_no_weight=0.5", "train.yes_no_per_user=2"]
+    return override(recipe, [f"query_encoder.path={directory / 'encoder'}", *changes])
 
 
 RUNS: dict[str, tuple[Callable[[Recipe, Path], Recipe], int]] = {

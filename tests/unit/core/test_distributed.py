@@ -148,7 +148,7 @@ def test_shares_must_be_equal(workplace: Path, tmp_path: Path) -> None:
         recipe, open_dataset(workplace / "data"), workplace / "triples.parquet"
     )
     with pytest.raises(ConfigError, match=r"users_per_batch=6: must be a multiple of the 4 proc"):
-        Trainer(checkpoint, in_memory(recipe, data), tmp_path, Processes(1, 4))
+        Trainer(checkpoint, in_memory(checkpoint, data), tmp_path, Processes(1, 4))
 
 
 def test_muon_is_refused_where_matrices_are_sliced(workplace: Path, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_muon_is_refused_where_matrices_are_sliced(workplace: Path, tmp_path: Pa
         recipe, open_dataset(workplace / "data"), workplace / "triples.parquet"
     )
     with pytest.raises(ConfigError, match="muon needs whole matrices"):
-        Trainer(checkpoint, in_memory(recipe, data), tmp_path, Processes(0, 2))
+        Trainer(checkpoint, in_memory(checkpoint, data), tmp_path, Processes(0, 2))
 
 
 def test_the_command_under_torchrun_survives_kill_9(

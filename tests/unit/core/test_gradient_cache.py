@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -236,3 +237,36 @@ def test_answers_have_equal_keys_exactly_when_they_are_equal() -> None:
     keys = answer_keys([Segment((1,), answer) for answer in answers])
     equal = [[first == second for second in answers] for first in answers]
     assert (keys[:, None] == keys).tolist() == equal
+
+
+@pytest.mark.parametrize("context", ["all", "embedding"])
+def test_questions_for_the_yes_no_loss_alone_change_no_other_term(
+    checkpoint: Checkpoint, picked: Picked, context: Literal["all", "embedding"]
+) -> None:
+    model, yes_no = checkpoint.model.eval(), yes_no_of(checkpoint)
+    loss = LossConfig(yes_no_weight=2.0, next_token_context=context)
+    more = Segment(checkpoint.encode_query("Any return?"), checkpoint.encode_answer("Yes."))
+
+    def asked(also: Segment) -> Picked:
+        # Of some users nothing more is asked.
+        segments = [
+            [*of_user, also] if user % 3 else of_user
+            for user, of_user in enumerate(picked.segments)
+        ]
+        return replace(picked, segments=segments)
+
+    aside = asked(replace(more, is_yes_no_only=True))
+    step = Step(model=model, loss=loss, yes_no=yes_no)
+    found, plain = step.losses(aside, is_masked=True), step.losses(picked, is_masked=True)
+    as_pairs = step.losses(asked(more), is_masked=True)
+    torch.testing.assert_close(found.anchor, plain.anchor)
+    torch.testing.assert_close(found.contrastive, plain.contrastive)
+    terms, before = found.by_name(), plain.by_name()
+    assert terms["next_token"] == pytest.approx(before["next_token"], rel=1e-5)
+    assert terms["yes_no"] == pytest.approx(as_pairs.by_name()["yes_no"], rel=1e-5)
+    assert terms["yes_no"] != pytest.approx(before["yes_no"], rel=1e-3)
+    whole, expected = gradients(step, aside)
+    in_pieces = Step(model=model, loss=loss, yes_no=yes_no, users_per_piece=2)
+    pieces, gradient = gradients(in_pieces, aside)
+    torch.testing.assert_close(pieces.row_losses_T, whole.row_losses_T)
+    assert_close(gradient, expected, 1e-5)

@@ -241,7 +241,13 @@ def test_a_run_moves_the_map_and_nothing_of_the_encoder_and_resumes_to_the_bit(
     monkeypatch: pytest.MonkeyPatch,
     shard_users: int,
 ) -> None:
-    recipe = override(recipe, [f"train.shard_users={shard_users}", "train.users_per_piece=4"])
+    recipe = override(
+        recipe,
+        [
+            f"train.shard_users={shard_users}", "train.users_per_piece=4",
+            "loss.yes_no_weight=0.5", "train.yes_no_per_user=2",
+        ],
+    )  # fmt: skip
     whole = run(recipe, wallet, tmp_path / "whole")
     untrained = load_checkpoint(tmp_path / "whole" / UNTRAINED)
     assert whole.model.query_map is not None
@@ -279,7 +285,8 @@ def test_a_run_moves_the_map_and_nothing_of_the_encoder_and_resumes_to_the_bit(
 def test_a_batch_asks_what_the_triples_ask(
     recipe: Recipe, wallet: Path, tmp_path: Path, shard_users: int
 ) -> None:
-    recipe = override(recipe, [f"train.shard_users={shard_users}"])
+    changes = ["loss.yes_no_weight=0.5", "train.yes_no_per_user=3"]
+    recipe = override(recipe, [f"train.shard_users={shard_users}", *changes])
     triples = wallet / "triples.parquet"
     made, sources = fresh_sources(recipe, open_dataset(wallet / "data"), triples, tmp_path / "run")
     encoder, limit = made.query_encoder, recipe.train.max_query_len
@@ -293,6 +300,8 @@ def test_a_batch_asks_what_the_triples_ask(
         asked.setdefault(made.encode_answer(answer), set()).add(query)
     for step in range(2):
         for of_user in sources.training.batch(step).segments:
+            assert sum(not one.is_yes_no_only for one in of_user) == 2
+            assert sum(one.is_yes_no_only for one in of_user) == 3
             for one in of_user:
                 assert (one.query, one.num_query_rows) == ((), 2)
                 assert one.query_vector is not None
@@ -326,6 +335,8 @@ def test_a_question_longer_than_the_encoder_reads_is_cut_everywhere(
         (["train.max_query_len=81"], "the query encoder has 80 positions"),
         (["query_encoder.num_rows=0"], r"query_encoder\.num_rows.*at least 1"),
         (["query_encoder.dropout=1.0"], r"query_encoder\.dropout.*\[0, 1\)"),
+        (["train.yes_no_per_user=2", "loss.yes_no_weight=0"], r"yes_no_per_user.*weight is 0"),
+        (["train.yes_no_per_user=-1"], r"train\.yes_no_per_user.*must not be negative"),
     ],
 )
 def test_what_cannot_work_is_said_before_training(

@@ -11,6 +11,7 @@ from qanchor.config import override
 from qanchor.data.views import View
 from qanchor.train.batches import Segment
 from qanchor.train.triples import BatchOrder, TripleTexts, UserTriples, load_triples
+from qanchor.train.yes_no import yes_no_of
 
 
 def test_a_text_may_be_question_and_answer(checkpoint: Checkpoint) -> None:
@@ -64,3 +65,36 @@ def test_users_of_few_batches_wait_in_turn() -> None:
         assert len(set(seen)) == 6
         waiting |= set(range(7)) - set(seen)
     assert waiting == set(range(7))
+
+
+def test_further_triples_say_yes_or_no_and_are_the_users_own(checkpoint: Checkpoint) -> None:
+    answers = ("Yes: 3 of 14 days.", "No: 1 of 14 days.", "often.", "none.", "Yes, rarely.")
+    segments = tuple(
+        tuple(
+            Segment((user, number), checkpoint.encode_answer(answer))
+            for number, answer in enumerate(answers)
+        )
+        for user in range(6)
+    )
+    order = BatchOrder(
+        triples=UserTriples(tuple(range(6)), segments, (tuple(range(5)),) * 6),
+        topic_share=np.full(5, 0.2),
+        prefix_lens=np.ones(6, dtype=np.int64),
+        users_per_batch=3,
+        queries_per_user=1,
+        seed=0,
+        yes_no_per_user=2,
+        yes_no=yes_no_of(checkpoint),
+    )
+    plain = replace(order, yes_no=None)
+    for step in range(20):
+        users, picked = order.batch(step)
+        assert (users, [of_user[:1] for of_user in picked]) == plain.batch(step)
+        assert (users, picked) == order.batch(step)
+        for user, (pair, *more) in zip(users, picked, strict=True):
+            assert not pair.is_yes_no_only
+            assert all(each.is_yes_no_only for each in more)
+            numbers = {each.query[1] for each in (pair, *more)}
+            assert len(numbers) == 1 + len(more) == 3
+            assert {each.query[0] for each in more} == {user}
+            assert {each.query[1] for each in more} <= {0, 1, 4}
