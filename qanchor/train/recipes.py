@@ -31,8 +31,9 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     queries_per_user: int = 4
     """Triples per user and step; they share the user's prefix (pairs per step = product)."""
     yes_no_per_user: int = 0
-    """Further triples per user and step whose answers say yes or no, for the yes/no loss alone.
-    Which way a question is put is learnt from many questions; a query encoder's cost little."""
+    """Further triples per user and step whose answers say yes or no, for the yes/no loss alone; no
+    effect where its weight is 0. Which way a question is put is learnt from many questions; those
+    that a query encoder reads cost little."""
     learning_rate: float = 2e-4
     """Peak, of what AdamW moves."""
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -117,15 +118,6 @@ class Recipe(Config, frozen=True, kw_only=True):
     triples: TripleOptions = TripleOptions()
     """Read where `qanchor pretrain` makes the triples itself."""
     train: TrainConfig = TrainConfig()
-
-    def __post_init__(self) -> None:
-        if self.train.yes_no_per_user and not self.loss.yes_no_weight:
-            raise ConfigError(
-                "train.yes_no_per_user",
-                self.train.yes_no_per_user,
-                "is for the yes/no loss, whose weight is 0",
-                "set loss.yes_no_weight, or leave it at 0",
-            )
 
     @property
     def max_query_positions(self) -> int:

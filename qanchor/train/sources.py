@@ -83,4 +83,6 @@ def in_shards(checkpoint: Checkpoint, run_dir: Path) -> Sources:
 
 def _yes_no(checkpoint: Checkpoint) -> YesNo | None:
     """What tells the triples for the yes/no loss alone; those held out have none such."""
-    return yes_no_of(checkpoint) if checkpoint.meta.recipe.train.yes_no_per_user else None
+    recipe = checkpoint.meta.recipe
+    is_wanted = recipe.train.yes_no_per_user and recipe.loss.yes_no_weight
+    return yes_no_of(checkpoint) if is_wanted else None
