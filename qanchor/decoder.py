@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 import torch
 from transformers import AutoConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
+from qanchor.backbone_maths import check_decoder
 from qanchor.config import Config, nearest
 from qanchor.errors import ConfigError
 
@@ -96,28 +97,6 @@ def _load(config: DecoderConfig, num_tokens: int) -> PreTrainedModel:
     if model.config.vocab_size < num_tokens:
         model.resize_token_embeddings(num_tokens, mean_resizing=False)
     return model
-
-
-def check_decoder(config: Any) -> None:
-    """Raise ConfigError unless the exported graphs compute what `config` asks for."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    window = getattr(config, "use_sliding_window", False)
-    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
-    rules: list[tuple[str, object, object]] = [
-        ("model_type", config.model_type, "qwen2"),
-        ("hidden_act", getattr(config, "hidden_act", None), "silu"),
-        ("rope_type", rope.get("rope_type", "default"), "default"),
-        ("partial_rotary_factor", rope.get("partial_rotary_factor") or 1.0, 1.0),
-        ("use_sliding_window", window or layer_types != {"full_attention"}, False),
-    ]
-    for name, value, supported in rules:
-        if value != supported:
-            raise ConfigError(
-                f"decoder.{name}",
-                value,
-                f"must be {supported}: the exported graphs compute nothing else",
-                "take a plain Qwen2 decoder, e.g. Qwen2.5-0.5B-Instruct",
-            )
 
 
 def add_lora(

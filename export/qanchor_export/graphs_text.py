@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qanchor.encoder.event_encoder import EventEncoder, check_text_encoder
+from qanchor.backbone_maths import check_text_encoder
+from qanchor.encoder.event_encoder import EventEncoder
 from qanchor.encoder.query_encoder import QueryEncoder, QueryMap, read_layers
 from qanchor_export.attention import MASKED
 from qanchor_export.projection import frozen

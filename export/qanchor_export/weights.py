@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qanchor.backbone_maths import check_decoder
 from qanchor.bundle.manifest import KvDType, ModelDims, Precision
-from qanchor.decoder import check_decoder
 from qanchor.encoder.hierarchical import Adapter
 from qanchor.towers import QAnchorModel
 from qanchor_export.kv_store import TORCH_DTYPES, KvStore

@@ -365,7 +365,7 @@ def _novelty(user: FutureUser, pool: TopicPool, _: Subject) -> str:
 
 def _explore(user: FutureUser, pool: TopicPool, _: Subject) -> str:
     """Whether much comes that the history does not have."""
-    count = len(set().union(*_new_items(user, pool).values()))
+    count = _num_new(user, pool)
     is_much = count >= _NEW_PER_DAY[1] * user.future.num_days
     return f"{'yes' if is_much else 'no'}: {_things(count)}."
 
@@ -374,9 +374,13 @@ def _repeat(user: FutureUser, pool: TopicPool, _: Subject) -> str:
     """Whether what comes is known already; who does nothing neither repeats nor tries anything."""
     if not user.future.by_category:
         return "none."
-    count = len(set().union(*_new_items(user, pool).values()))
+    count = _num_new(user, pool)
     is_little = count < _NEW_PER_DAY[0] * user.future.num_days
     return f"{'yes' if is_little else 'no'}: {_things(count)}."
+
+
+def _num_new(user: FutureUser, pool: TopicPool) -> int:
+    return len(set().union(*_new_items(user, pool).values()))
 
 
 def _new_items(user: FutureUser, pool: TopicPool) -> dict[Category, set[str]]:

@@ -4,12 +4,12 @@ Legend: N texts, T tokens per text, E event_dim.
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTrainedModel
 
+from qanchor.backbone_maths import check_text_encoder
 from qanchor.config import Config
 from qanchor.errors import ConfigError
 
@@ -115,21 +115,3 @@ def load_text_encoder(path: Path, field: str) -> PreTrainedModel:
         path, add_pooling_layer=False, local_files_only=True, dtype=torch.float32
     )
     return model
-
-
-def check_text_encoder(config: Any, field: str) -> None:
-    """Raise ConfigError at `field` unless the exported graph computes what `config` asks for."""
-    position = getattr(config, "position_embedding_type", None) or "absolute"
-    rules = [
-        ("model_type", config.model_type, "bert"),
-        ("hidden_act", getattr(config, "hidden_act", None), "gelu"),
-        ("position_embedding_type", position, "absolute"),
-    ]
-    for name, value, supported in rules:
-        if value != supported:
-            raise ConfigError(
-                f"{field}.{name}",
-                value,
-                f"must be {supported}: the exported graph computes nothing else",
-                "take a plain BERT encoder (gte-base, bge, e5, MiniLM ...)",
-            )

@@ -8,7 +8,7 @@ Legend: Q pairs, A answer texts of one side, Z embedding_dim.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,8 +34,6 @@ class YesNo:
     """Token ids an answer may begin with, and 1 for yes, 0 for no."""
     alone: dict[tuple[int, ...], float]
     """Token ids that are a whole answer, likewise."""
-    _signs: dict[tuple[int, ...], float | None] = field(default_factory=dict)
-    """By answers looked at: there are few."""
 
     def wanted(self, segments: Sequence[Segment]) -> Tensor:
         """1 where the answer begins with yes, 0 with no, nan with neither [Q], on the CPU."""
@@ -45,10 +43,8 @@ class YesNo:
     def sign(self, segment: Segment) -> float | None:
         """1 where the answer begins with yes, 0 with no, else None."""
         answer = segment.answer
-        if answer not in self._signs:
-            found = (sign for ids, sign in self.openings if answer[: len(ids)] == ids)
-            self._signs[answer] = next(found, self.alone.get(answer))
-        return self._signs[answer]
+        found = (sign for ids, sign in self.openings if answer[: len(ids)] == ids)
+        return next(found, self.alone.get(answer))
 
 
 def yes_no_of(checkpoint: Checkpoint) -> YesNo:
