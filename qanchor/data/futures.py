@@ -139,12 +139,12 @@ def answer_futures(
     outcomes = [
         (kind, subject, days)
         for subject, kinds in (
-            (overall, ("explore", "repeat", "busy")),
-            *((of, ("value", "low", "high")) for of in details if of.name in pool.words.values),
+            (overall, ("explore", "repeat", "busy", "churn")),
+            *((of, _value_kinds(pool, of)) for of in details if of.name in pool.words.values),
             *((of, tuple(of.phrasings)) for of in subjects if of.befalls(pool)),
         )
         for kind in kinds
-        for days in horizons
+        for days in (horizons[-2:] if kind == "churn" else horizons)
     ]
     num_wide, num_outcomes = (round(num_answers * share) for share in (_WIDE_SHARE, _OUTCOME_SHARE))
     questions = [
@@ -172,6 +172,11 @@ def answer_futures(
         topic = f"future_{kind}_{subject.name}_{days}d"
         answered.append(Answered(topic, capitalised(query), capitalised(answer)))
     return answered
+
+
+def _value_kinds(pool: TopicPool, subject: Subject) -> tuple[str, ...]:
+    is_passed = pool.words.values[subject.modality].pass_mark is not None
+    return ("value", "low", "high", *(("fail",) if is_passed else ()))
 
 
 def _some(questions: list[_Question], count: int, rng: Random) -> list[_Question]:
@@ -270,6 +275,15 @@ def _stop(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
     return f"no, {frequency_word(days, span)}: {days} of {span} days."
 
 
+def _churn(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
+    """Whether nothing happens any more in the second half of the days."""
+    days, span = subject.days(user.future, pool), user.future.num_days
+    if not days:
+        return f"yes, never in {span} days."
+    is_gone = days[-1] < span // 2
+    return f"{'yes' if is_gone else 'no'}: last on day {days[-1] + 1} of {span}."
+
+
 def _fall(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
     """Whether it comes to less than half of an equally long stretch of history."""
     before, now = _before_and_now(user, pool, subject)
@@ -320,9 +334,22 @@ def _at_level(user: FutureUser, pool: TopicPool, subject: Subject, *, level: str
     return f"{'yes' if is_yes else 'no'}: {mean:.0f} on average."
 
 
-def _mean_value(user: FutureUser, subject: Subject) -> float | None:
+def _fail(user: FutureUser, pool: TopicPool, subject: Subject) -> str:
+    """Whether the mean value, with 0 for what was not done, is below the pass mark."""
+    meaning = pool.words.values[subject.modality]
+    mean = _mean_value(user, subject, as_zero=meaning.as_zero)
+    if mean is None or meaning.pass_mark is None:
+        return "none."
+    return f"{'yes' if mean < meaning.pass_mark else 'no'}: {mean:.0f} on average."
+
+
+def _mean_value(
+    user: FutureUser, subject: Subject, *, as_zero: tuple[str, ...] = ()
+) -> float | None:
     records = user.future.select(subject.modality)
-    values = [event.value for _, event in records if event.value is not None]
+    events = [event for _, event in records]
+    values = [event.value for event in events if event.value is not None]
+    values += [0.0] * sum(event.event_type in as_zero for event in events)
     return sum(values) / len(values) if values else None
 
 
@@ -441,6 +468,8 @@ _ANSWERS: dict[str, Callable[[FutureUser, TopicPool, Subject], str]] = {
     "value": _value,
     "low": partial(_at_level, level="low"),
     "high": partial(_at_level, level="high"),
+    "fail": _fail,
+    "churn": _churn,
     "explore": _explore,
     "repeat": _repeat,
 }

@@ -73,6 +73,10 @@ class ValueMeaning(Config, frozen=True, kw_only=True):
     """Values below are called low."""
     high: float
     """Values from here on are called high."""
+    pass_mark: float | None = None
+    """A mean below it fails; empty: nothing is passed or failed."""
+    as_zero: tuple[str, ...] = ()
+    """Event types that count as 0 in that mean, e.g. work not handed in."""
 
 
 class Phrasing(Config, frozen=True, kw_only=True):

@@ -179,6 +179,7 @@ def test_a_future_answer_tells_days_categories_and_change(write_tiny: Any) -> No
         "future_next_order_14d": "Within 3 days.",
         "future_explore_overall_14d": "No: 1 new thing.",
         "future_repeat_overall_14d": "Yes: 1 new thing.",
+        "future_churn_overall_14d": "No: last on day 10 of 14.",
     }
 
 
@@ -263,6 +264,60 @@ def test_a_data_set_asks_in_words_of_its_own_too(write_tiny: Any) -> None:
     assert told["future_high_order_14d"] == {
         "No: 5 on average.", "No: 50 on average.", "Yes: 500 on average.",
     }  # fmt: skip
+
+
+_GRADES = """
+passive = ["refused"]
+[values.order]
+unit = "grade"
+low = 60
+high = 80
+pass_mark = 40
+as_zero = ["refused"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("grades", "num_refused", "answer"),
+    [
+        ((40.0,), 0, "No: 40 on average."),
+        ((39.0,), 0, "Yes: 39 on average."),
+        ((70.0,), 1, "Yes: 35 on average."),
+        ((), 1, "Yes: 0 on average."),
+        ((), 0, "None."),
+    ],
+)
+def test_failing_is_a_mean_below_the_pass_mark_with_0_for_what_was_not_done(
+    write_tiny: Any, grades: tuple[float, ...], num_refused: int, answer: str
+) -> None:
+    path = write_tiny()
+    (path / "topics.toml").write_text(_GRADES)
+    pool = load_topics(path, "tiny", open_dataset(path).schema, ())
+    later = [_event(0, "buy", "work", grade) for grade in grades]
+    later += [_event(1, "refused")] * num_refused
+    future = collect([*later, _event(2, "home")], AS_OF_S, 0, 14)
+    history = _history(_event(-1, "buy"))
+    told = {each.topic: each for each in answer_futures(history, future, pool, 99, Random(0))}
+    assert told["future_fail_order_14d"].answer == answer
+
+
+@pytest.mark.parametrize(
+    ("days", "answer"),
+    [
+        ((), "Yes, never in 30 days."),
+        ((0, 14), "Yes: last on day 15 of 30."),
+        ((0, 15), "No: last on day 16 of 30."),
+    ],
+)
+def test_who_does_nothing_in_the_second_half_has_left(
+    write_tiny: Any, days: tuple[int, ...], answer: str
+) -> None:
+    dataset = open_dataset(write_tiny())
+    pool = load_topics(dataset.path, "tiny", dataset.schema, ())
+    future = collect([_event(day, "home") for day in days], AS_OF_S, 0, 30)
+    answers = answer_futures(_history(_event(-1, "home")), future, pool, 99, Random(0))
+    told = {each.topic: each.answer for each in answers}
+    assert told["future_churn_overall_30d"] == answer
 
 
 _LATE = """
@@ -377,7 +432,7 @@ def test_an_empty_future_says_so(write_tiny: Any) -> None:
     assert asked["future_trend_visit_14d"] == "It stops: 0 after 1."
     assert asked["future_stop_visit_14d"] == "Yes, never in 14 days."
     assert asked["future_fall_visit_14d"] == "Yes: 0 after 1."
-    turned = ("trend", "stop", "fall")
+    turned = ("trend", "stop", "fall", "churn")
     others = [answer for topic, answer in asked.items() if topic.split("_")[1] not in turned]
     assert all("no" in answer.lower() for answer in others)
 
