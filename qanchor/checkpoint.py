@@ -289,7 +289,7 @@ def _assemble(
     embedding_dim = recipe.head.embedding_dim
     query_map = None
     if query_encoder is not None:
-        query_map = QueryMap(query_encoder.vector_dim, hidden_dim, recipe.query_encoder)
+        query_map = QueryMap(query_encoder.state_dim, hidden_dim, recipe.query_encoder)
     is_apart = recipe.loss.next_token_context == "embedding"
     return QAnchorModel(
         event_encoder=event_encoder,

@@ -38,9 +38,9 @@ class AnchorBatch:
     `event_vectors_NE` (float32): the texts' event vectors where they are known already; there
     are then no texts (N = 0 in `event_token_ids_NT`). `prompt_index_BS`: numbers of rows, from 1,
     where they stand in place of tokens, else 0. The rows are `prompt_rows_RD` (float32), or what
-    the query map makes of `query_vectors` (float32, [questions, width of the query encoder]); one
-    of them, or neither and no index. `measures_BPF` (float32): the numbers beside each event, zeros
-    elsewhere, where the schema has measures.
+    the query map makes of `query_states` (float32, [questions, tokens, state_dim], of true lengths
+    `query_lens`); one of them, or neither and no index. `measures_BPF` (float32): the numbers
+    beside each event, zeros elsewhere, where the schema has measures.
     """
 
     event_token_ids_NT: Tensor
@@ -57,7 +57,8 @@ class AnchorBatch:
     event_vectors_NE: Tensor | None = None
     prompt_index_BS: Tensor | None = None
     prompt_rows_RD: Tensor | None = None
-    query_vectors: Tensor | None = None
+    query_states: Tensor | None = None
+    query_lens: Tensor | None = None
     measures_BPF: Tensor | None = None
 
     def to(self, device: torch.device) -> "AnchorBatch":
@@ -86,7 +87,7 @@ class Head(nn.Module):
 class QAnchorModel(nn.Module):
     """Event encoder, hierarchical encoder, shared decoder (a Qwen2 causal LM) and head.
 
-    `query_map`: where a query encoder reads the questions, what makes rows of its vectors.
+    `query_map`: where a query encoder reads the questions, what makes rows of its states.
     Of use in training only: `answer_start`, where answers are predicted from the embedding alone,
     makes the input embedding they begin with; `statistics_head`, where behaviour statistics are.
     """
@@ -140,9 +141,9 @@ class QAnchorModel(nn.Module):
         """Input embeddings [B, S, D] of the suffixes, rows in their places."""
         embeddings_BSD = self.embed_tokens(batch.suffix_token_ids_BS)
         rows_RD = batch.prompt_rows_RD
-        if batch.query_vectors is not None:
+        if batch.query_states is not None:
             assert self.query_map is not None, "This is a bug: the model reads questions itself."
-            rows_RD = self.query_map(batch.query_vectors).flatten(end_dim=1)
+            rows_RD = self.query_map(batch.query_states, batch.query_lens).flatten(end_dim=1)
         if batch.prompt_index_BS is None or rows_RD is None:
             return embeddings_BSD
         rows_BSD = rows_RD.to(embeddings_BSD.dtype)[(batch.prompt_index_BS - 1).clamp(min=0)]

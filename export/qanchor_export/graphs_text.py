@@ -1,7 +1,8 @@
 """The graphs that read texts: event encoder and query encoder, BERTs as functions of their weights.
 
 Legend: N texts, T text_len, L tokens that are read on (T, or 1 in the last layer of the event
-encoder), E width, H heads, K head_dim, R rows of a query, D decoder width, J = R D.
+encoder), E width, H heads, K head_dim, R rows of a query, D decoder width, J = R D. In the query
+map E is twice the width and H and K are its own.
 """
 
 import math
@@ -136,8 +137,10 @@ class QueryEncoderGraph(nn.Module):
         self.bert = BertGraph(encoder.model, "query_encoder")
         rows: Any = query_map.rows
         self.mean_E = frozen(query_map.mean_E)
-        self.weight_EJ = frozen(torch.cat([transposed(row) for row in rows], 1) / query_map.scale)
-        self.bias_J = frozen(torch.cat([bias_of(row) for row in rows]))
+        self.look_EH = frozen(query_map.look_EH / query_map.spread_E[:, None])
+        self.keep_HEK = frozen(query_map.keep_HEK / query_map.spread_E[:, None])
+        self.row_weight = frozen(torch.cat([transposed(row) for row in rows], 1))
+        self.row_bias_J = frozen(torch.cat([bias_of(row) for row in rows]))
         self.num_rows = len(rows)
         self.read_layers = read_layers(encoder.model)
 
@@ -148,9 +151,8 @@ class QueryEncoderGraph(nn.Module):
         found = [states_NTE]
         for layer in self.bert.layers:
             found.append(self.bert.layer(found[-1], found[-1], sees_N11T, layer))
-        parts = []
-        for layer_number in self.read_layers:
-            mean_NH = found[layer_number].mean(dim=1)
-            parts.append(mean_NH / torch.sqrt((mean_NH * mean_NH).sum(dim=1, keepdim=True)))
-        rows_NJ = (torch.cat(parts, dim=1) - self.mean_E) @ self.weight_EJ + self.bias_J
-        return rows_NJ.reshape(self.num_rows, -1)
+        states_TE = torch.cat([found[number] for number in self.read_layers], dim=-1)[0]
+        pooled_HE = torch.softmax(states_TE @ self.look_EH, dim=0).transpose(0, 1) @ states_TE
+        numbers_H1K = (pooled_HE - self.mean_E)[:, None] @ self.keep_HEK
+        rows_1J = numbers_H1K.reshape(1, -1) @ self.row_weight + self.row_bias_J
+        return rows_1J.reshape(self.num_rows, -1)

@@ -164,7 +164,7 @@ def random_source(shape: Shape, schema: ProfileSchema, seed: int = 0) -> ExportS
 
 
 def _random_query_reader(shape: Shape) -> tuple[QueryEncoder, QueryMap]:
-    """A small sentence encoder, and the map of its vectors to rows."""
+    """A small sentence encoder, and the map of its states to rows."""
     tokenizer = train_event_tokenizer(SAMPLE_QUERIES, 512)
     bert = BertConfig(
         vocab_size=tokenizer.get_vocab_size(),
@@ -177,8 +177,8 @@ def _random_query_reader(shape: Shape) -> tuple[QueryEncoder, QueryMap]:
     encoder = QueryEncoder(BertModel(bert, add_pooling_layer=False).eval(), tokenizer)
     _draw(encoder.model)
     config = QueryEncoderConfig(num_rows=shape.num_query_rows)
-    query_map = QueryMap(encoder.vector_dim, shape.hidden_dim, config)
-    query_map.set_scale(encoder.vectors([encoder.tokens(text) for text in SAMPLE_QUERIES]))
+    query_map = QueryMap(encoder.state_dim, shape.hidden_dim, config)
+    query_map.set_scale(encoder.states([encoder.tokens(text) for text in SAMPLE_QUERIES]))
     return encoder, query_map.eval()
 
 

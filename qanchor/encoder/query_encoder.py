@@ -1,25 +1,28 @@
-"""A question as rows of a suffix: read by a frozen pre-trained sentence encoder, mapped linearly.
+"""A question as rows of a suffix: read by a frozen pre-trained sentence encoder, then mapped.
 
 Not in the paper, whose decoder has read before it is trained and reads the question itself. A
 decoder trained from scratch knows the words of its training questions only; here a sentence encoder
-that has read stands before it, and what is learnt is a linear map of the encoder's vectors.
+that has read stands before it, and what is learnt is which of its states to look at and a linear
+map of them: in a mean over all words the one that turns a question round ("no visits", "fewer than
+five days") hardly counts.
 
-The vector joins the means of a middle and of the last layer. The last says best what a text is
-about, to which such encoders are trained; which way it is put ("no visits") the middle says better.
+A token's state joins those of a middle and of the last layer. The last says best what a text is
+about, to which such encoders are trained; which way it is put the middle says better.
 
-Legend: N texts, T tokens per text, R rows per question, H width of the encoder, E = 2 H, D decoder
-width.
+Legend: N texts, T tokens per text, R rows per question, E width of a state (twice the encoder's), H
+heads, K head_dim, D decoder width.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.nn import functional
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -31,6 +34,8 @@ from qanchor.tokenization import load_tokenizer
 
 TEXTS_PER_PIECE = 64
 _TOKENIZER_FILE = "tokenizer.json"
+_LEAST_SPREAD = 0.1
+"""Of the mean spread."""
 
 
 class QueryEncoderConfig(Config, frozen=True, kw_only=True):
@@ -41,15 +46,20 @@ class QueryEncoderConfig(Config, frozen=True, kw_only=True):
     Empty: the decoder reads the question's text itself, in the schema's template."""
     num_rows: int = 2
     """Suffix positions a question takes, whatever its length."""
+    num_heads: int = 8
+    """Ways to look at the tokens of a question, each a weighted mean of its states."""
+    head_dim: int = 64
+    """Numbers kept of each."""
     dropout: float = 0.3
     """Share of the encoder's numbers left out of a training step: there are many to tell the few
     thousand questions of a training apart by, and most say nothing of what is asked."""
 
     def __post_init__(self) -> None:
-        if self.num_rows < 1:
-            raise ConfigError(
-                "query_encoder.num_rows", self.num_rows, "must be at least 1", "e.g. 2"
-            )
+        for name in ("num_rows", "num_heads", "head_dim"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"query_encoder.{name}", getattr(self, name), "must be at least 1", "e.g. 2"
+                )
         if not 0 <= self.dropout < 1:
             raise ConfigError(
                 "query_encoder.dropout", self.dropout, "must be in [0, 1)", "e.g. 0.3"
@@ -64,8 +74,8 @@ class QueryEncoder:
     tokenizer: Tokenizer
 
     @property
-    def vector_dim(self) -> int:
-        """Width E of its vectors."""
+    def state_dim(self) -> int:
+        """Width E of a token's state."""
         return 2 * int(self.model.config.hidden_size)
 
     @property
@@ -78,9 +88,11 @@ class QueryEncoder:
         return tuple(self.tokenizer.encode(text).ids)
 
     @torch.inference_mode()
-    def vectors(self, token_ids: Sequence[Sequence[int]]) -> FloatArray:
-        """Mean of each text's states, two layers side by side, each of length 1, [N, E]."""
-        found = np.empty((len(token_ids), self.vector_dim), dtype=np.float32)
+    def states(
+        self, token_ids: Sequence[Sequence[int]], dtype: type[np.floating[Any]] = np.float32
+    ) -> list[FloatArray]:
+        """States of each text's tokens, two layers side by side, [T, E] each."""
+        found: dict[int, FloatArray] = {}
         by_length = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]))
         pieces = range(0, len(by_length), TEXTS_PER_PIECE)
         # One text is a caller who waits, many are a training run that starts.
@@ -94,14 +106,10 @@ class QueryEncoder:
             states = self.model(
                 input_ids=ids_NT, attention_mask=mask_NT, output_hidden_states=True
             ).hidden_states
-            means = [
-                (states[layer] * mask_NT[..., None]).sum(dim=1) / len_N[:, None]
-                for layer in read_layers(self.model)
-            ]
-            found[rows] = torch.cat(
-                [functional.normalize(mean_NH, dim=-1) for mean_NH in means], dim=-1
-            ).numpy()
-        return found
+            states_NTE = torch.cat([states[layer] for layer in read_layers(self.model)], dim=-1)
+            for row, states_TE in zip(rows, states_NTE.numpy().astype(dtype), strict=True):
+                found[row] = states_TE[: len(token_ids[row])].copy()
+        return [found[row] for row in range(len(token_ids))]
 
     def save(self, directory: Path) -> None:
         """Write a Hugging Face directory that `load_query_encoder` reads."""
@@ -116,39 +124,61 @@ def read_layers(model: PreTrainedModel) -> tuple[int, int]:
 
 
 class QueryMap(nn.Module):
-    """Vectors of questions to the rows that stand for them in a suffix: the part that is trained.
+    """States of questions to the rows that stand for them in a suffix: the part that is trained.
 
-    Questions of one data set share most of their direction, so their mean is taken off first.
+    Each head takes a mean of a question's states, weighted by a softmax over its tokens, and keeps
+    K numbers of it; the rows are linear in those of all heads. States of one data set's questions
+    share most of their direction, so their mean is taken off first.
     """
 
     mean_E: Tensor
-    scale: Tensor
+    spread_E: Tensor
 
-    def __init__(self, vector_dim: int, hidden_dim: int, config: QueryEncoderConfig) -> None:
+    def __init__(self, state_dim: int, hidden_dim: int, config: QueryEncoderConfig) -> None:
         super().__init__()
-        self.register_buffer("mean_E", torch.zeros(vector_dim))
-        self.register_buffer("scale", torch.ones(()))
+        num_heads, head_dim = config.num_heads, config.head_dim
+        self.register_buffer("mean_E", torch.zeros(state_dim))
+        self.register_buffer("spread_E", torch.ones(state_dim))
         self.dropout = nn.Dropout(config.dropout)
-        self.rows = nn.ModuleList(nn.Linear(vector_dim, hidden_dim) for _ in range(config.num_rows))
+        self.look_EH = nn.Parameter(torch.empty(state_dim, num_heads))
+        self.keep_HEK = nn.Parameter(torch.empty(num_heads, state_dim, head_dim))
+        for weights in (self.look_EH, self.keep_HEK):
+            nn.init.normal_(weights, std=state_dim**-0.5 / math.sqrt(3))
+        self.rows = nn.ModuleList(
+            nn.Linear(num_heads * head_dim, hidden_dim) for _ in range(config.num_rows)
+        )
 
-    def set_scale(self, vectors_NE: FloatArray) -> None:
-        """Have the questions of training come out with mean 0 and spread 1."""
-        self.mean_E.copy_(torch.from_numpy(vectors_NE.mean(axis=0)))
-        spread = float((vectors_NE - vectors_NE.mean(axis=0)).std())
-        # A single question has none.
-        self.scale.fill_(spread or 1.0)
+    def set_scale(self, states: Sequence[FloatArray]) -> None:
+        """Have each number of a token's state come out with mean 0 and spread 1 in training."""
+        states_TE = np.concatenate(states).astype(np.float32)
+        spread_E = states_TE.std(axis=0)
+        # What hardly differs between texts tells nothing, and must not be blown up.
+        least = _LEAST_SPREAD * float(spread_E.mean()) or 1.0
+        self.mean_E.copy_(torch.from_numpy(states_TE.mean(axis=0)))
+        self.spread_E.copy_(torch.from_numpy(spread_E.clip(min=least)))
 
-    def forward(self, vectors_NE: Tensor) -> Tensor:
-        """[N, E] to rows [N, R, D]."""
-        scaled_NE = self.dropout((vectors_NE - self.mean_E) / self.scale)
-        return torch.stack([row(scaled_NE) for row in self.rows], dim=1)
+    def forward(self, states_NTE: Tensor, len_N: Tensor) -> Tensor:
+        """States [N, T, E], padded behind each text's length, to rows [N, R, D]."""
+        # One draw for all tokens of a question, or what one lacks another would tell.
+        kept_NE = self.dropout(torch.ones_like(states_NTE[:, 0]))
+        # The mean is the same for all tokens: a softmax over them does not see it.
+        look_NEH = (kept_NE / self.spread_E)[..., None] * self.look_EH
+        is_padding_NT = torch.arange(states_NTE.shape[1], device=len_N.device) >= len_N[:, None]
+        scores_NTH = (states_NTE @ look_NEH).masked_fill(is_padding_NT[..., None], -torch.inf)
+        pooled_NHE = torch.softmax(scores_NTH, dim=1).transpose(1, 2) @ states_NTE
+        centred_NHE = (pooled_NHE - self.mean_E) / self.spread_E * kept_NE[:, None]
+        numbers_NHK = torch.einsum("nhe,hek->nhk", centred_NHE, self.keep_HEK)
+        numbers_NJ = self.dropout(numbers_NHK.flatten(start_dim=1))
+        return torch.stack([row(numbers_NJ) for row in self.rows], dim=1)
 
 
 @torch.inference_mode()
 def read_query(encoder: QueryEncoder, query_map: QueryMap, token_ids: Sequence[int]) -> SuffixQuery:
     """The suffix of a question of these tokens: rows [R, D] (float32) alone, without dropout."""
-    vectors_NE = torch.from_numpy(encoder.vectors([token_ids])).to(query_map.mean_E.device)
-    (rows_RD,) = query_map.eval()(vectors_NE)
+    device = query_map.mean_E.device
+    (states_TE,) = encoder.states([token_ids])
+    len_N = torch.tensor([len(states_TE)], device=device)
+    (rows_RD,) = query_map.eval()(torch.from_numpy(states_TE)[None].to(device), len_N)
     return SuffixQuery((), rows_RD.float().cpu().numpy())
 
 

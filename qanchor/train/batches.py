@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from qanchor.bundle.packing import FloatArray, PromptTable
 from qanchor.data.prefix import PrefixLayout, PrefixTokens
@@ -27,7 +28,7 @@ class Segment:
     answer: tuple[int, ...] = ()
     prompt_rows_RD: FloatArray | None = field(default=None, compare=False)
     """Rows between query tokens and <USER_EMB>; one array object for all segments that share it."""
-    query_vector: FloatArray | None = field(default=None, compare=False)
+    query_states_TE: FloatArray | None = field(default=None, compare=False)
     """What a query encoder read, where the model's query map is to make such rows of it; one array
     object for all segments of a question."""
     num_query_rows: int = 0
@@ -48,7 +49,7 @@ def anchor_batch(
     """Batch of `users` (rows of the corpus), `segments[i]` being the queries of users[i].
 
     <USER_EMB> places are listed user by user, in segment order. Rows in place of tokens are either
-    given in all segments or made of query vectors in all.
+    given in all segments or made of a question's states in all.
     """
     layouts = [corpus.layout(user) for user in users]
     rows = [corpus.event_rows(layout, user) for layout, user in zip(layouts, users, strict=True)]
@@ -61,7 +62,8 @@ def anchor_batch(
     emb = [(user, column) for user, packed in enumerate(suffix) for column in packed.emb_columns]
     known = corpus.event_vectors
     to_encode = texts if known is None else texts[:0]
-    is_read = any(segment.query_vector is not None for of_user in segments for segment in of_user)
+    is_read = any(one.query_states_TE is not None for of_user in segments for one in of_user)
+    states, lens = _states(prompts.arrays) if is_read else (None, None)
     has_rows = bool(prompts.arrays)
     return AnchorBatch(
         event_token_ids_NT=torch.from_numpy(corpus.padded_texts(to_encode)),
@@ -78,7 +80,8 @@ def anchor_batch(
         event_vectors_NE=None if known is None else torch.from_numpy(known[texts]),
         prompt_index_BS=_stack([p.prompt_index for p in suffix], 0) if has_rows else None,
         prompt_rows_RD=torch.from_numpy(prompts.rows_KD(0)) if has_rows and not is_read else None,
-        query_vectors=torch.from_numpy(np.stack(prompts.arrays)) if is_read else None,
+        query_states=states,
+        query_lens=lens,
         measures_BPF=_measures(corpus, users, layouts) if corpus.rendered.measures else None,
     )
 
@@ -94,6 +97,12 @@ def _measures(
     for index, row in enumerate(rows):
         stacked[index, : len(row)] = row
     return torch.from_numpy(stacked)
+
+
+def _states(arrays: Sequence[FloatArray]) -> tuple[Tensor, Tensor]:
+    """States [N, T, E] of questions (float32), zeros behind each, and their lengths [N]."""
+    states = [torch.from_numpy(states_TE.astype(np.float32)) for states_TE in arrays]
+    return pad_sequence(states, batch_first=True), torch.tensor([len(array) for array in arrays])
 
 
 def answer_batch(segments: Sequence[Segment], tokens: PrefixTokens) -> tuple[Tensor, Tensor]:
@@ -159,10 +168,10 @@ def _pack(
 
 
 def _prompt(segment: Segment) -> FloatArray | None:
-    assert segment.prompt_rows_RD is None or segment.query_vector is None, (
+    assert segment.prompt_rows_RD is None or segment.query_states_TE is None, (
         "This is a bug: soft prompts are tuned on rows, not on what rows are made of."
     )
-    return segment.query_vector if segment.prompt_rows_RD is None else segment.prompt_rows_RD
+    return segment.query_states_TE if segment.prompt_rows_RD is None else segment.prompt_rows_RD
 
 
 def _padded_len(lengths: Sequence[int]) -> int:

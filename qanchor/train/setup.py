@@ -116,7 +116,7 @@ def fresh_checkpoint(
     checkpoint = Checkpoint(model, meta, tokenizer, event_tokenizer, query_encoder)
     if query_encoder is not None and model.query_map is not None:
         chosen = _sample(sorted(set(queries)), rng, SCALE_SAMPLE)
-        model.query_map.set_scale(TripleQueries(checkpoint).vectors(chosen))
+        model.query_map.set_scale(TripleQueries(checkpoint).states(chosen))
     try:
         checkpoint.check_questions(dataset.scenarios)
     except ConfigError as error:

@@ -45,7 +45,8 @@ from qanchor.train.shards import (
     INDEX_FILE,
     LAYOUT,
     QUERIES_FILE,
-    QUERY_VECTORS_FILE,
+    QUERY_LENS_FILE,
+    QUERY_STATES_FILE,
     TEXTS_FILE,
     TRIPLES_FILE,
     USERS_FILE,
@@ -304,9 +305,10 @@ def _finish_triples(
     numbers = {name: np.array(values, np.int32)[by_user] for name, values in columns.items()}
     write_table(pa.table(numbers), shard / TRIPLES_FILE)
     segments = asked.segments([*query_rows])
-    vectors = [one.query_vector for one in segments if one.query_vector is not None]
-    if vectors:
-        np.save(shard / QUERY_VECTORS_FILE, np.stack(vectors))
+    states = [one.query_states_TE for one in segments if one.query_states_TE is not None]
+    if states:
+        np.save(shard / QUERY_STATES_FILE, np.concatenate(states))
+        np.save(shard / QUERY_LENS_FILE, np.array([len(states_TE) for states_TE in states]))
     else:
         _write_tokens([one.query for one in segments], shard / QUERIES_FILE)
     _write_tokens([checkpoint.encode_answer(text) for text in answer_rows], shard / ANSWERS_FILE)

@@ -7,7 +7,8 @@ A shard directory holds some thousand users, drawn at random, tokenised once:
                                statistics
     00000/texts.parquet        token ids of each distinct event text of the shard
     00000/queries.parquet      token ids of each distinct query of the shard
-    00000/query_vectors.npy    in their place vectors, where a query encoder reads the queries
+    00000/query_states.npy     in their place states, one query's below the other's, where a query
+    00000/query_lens.npy       encoder reads the queries, and of how many tokens each is
     00000/answers.parquet      token ids of each distinct answer of the shard
     00000/triples.parquet      user, topic, query, answer (all rows); by user
     00000/vectors.npy          event vectors, where the event encoder does not change
@@ -44,12 +45,13 @@ HELDOUT = "heldout"
 USERS_FILE = "users.parquet"
 TEXTS_FILE = "texts.parquet"
 QUERIES_FILE = "queries.parquet"
-QUERY_VECTORS_FILE = "query_vectors.npy"
+QUERY_STATES_FILE = "query_states.npy"
+QUERY_LENS_FILE = "query_lens.npy"
 ANSWERS_FILE = "answers.parquet"
 TRIPLES_FILE = "triples.parquet"
 VECTORS_FILE = "vectors.npy"
 MAX_HELD = 2
-LAYOUT = 2
+LAYOUT = 3
 
 
 class ShardIndex(Config, frozen=True, kw_only=True):
@@ -286,8 +288,10 @@ def _read_queries(directory: Path, meta: CheckpointMeta) -> list[Segment]:
         ids = _lists(pq.read_table(directory / QUERIES_FILE)["tokens"])
         return [Segment(tuple(of_query.tolist())) for of_query in ids]
     num_rows = meta.recipe.query_encoder.num_rows
-    vectors_NE = np.load(directory / QUERY_VECTORS_FILE)
-    return [Segment((), query_vector=vector, num_query_rows=num_rows) for vector in vectors_NE]
+    ends = np.cumsum(np.load(directory / QUERY_LENS_FILE))
+    # Most of a shard's queries wait for their step: they stay in the file until then.
+    states = np.split(np.load(directory / QUERY_STATES_FILE, mmap_mode="r"), ends[:-1])
+    return [Segment((), query_states_TE=one, num_query_rows=num_rows) for one in states]
 
 
 def _flat_lists(

@@ -26,7 +26,7 @@ from qanchor.train.yes_no import YesNo
 log = logging.getLogger(__name__)
 
 BUCKET_BATCHES = 16
-MAX_KNOWN_QUERIES = 1 << 16
+MAX_KNOWN_QUERIES = 1 << 14
 """Questions whose vectors are kept for the next shard: 200 MB for an encoder 384 wide."""
 
 
@@ -98,20 +98,21 @@ class TripleQueries:
             return [Segment(self._token_ids(query)) for query in queries]
         num_rows = self._checkpoint.meta.recipe.query_encoder.num_rows
         return [
-            Segment((), query_vector=vector, num_query_rows=num_rows)
-            for vector in self.vectors(queries)
+            Segment((), query_states_TE=states_TE, num_query_rows=num_rows)
+            for states_TE in self.states(queries)
         ]
 
-    def vectors(self, queries: Sequence[str]) -> FloatArray:
-        """What the query encoder reads of each query, [N, E]."""
+    def states(self, queries: Sequence[str]) -> list[FloatArray]:
+        """What the query encoder reads of each query, [T, E] each, float16: there are many."""
         encoder = self._checkpoint.query_encoder
         assert encoder is not None, "This is a bug: the decoder reads the questions."
         new = [query for query in dict.fromkeys(queries) if query not in self._known]
-        read = dict(zip(new, encoder.vectors([self._token_ids(q) for q in new]), strict=True))
+        token_ids = [self._token_ids(query) for query in new]
+        read = dict(zip(new, encoder.states(token_ids, np.float16), strict=True))
         room = MAX_KNOWN_QUERIES - len(self._known)
         self._known.update((query, read[query]) for query in new[: max(room, 0)])
         known = self._known | read
-        return np.stack([known[query] for query in queries])
+        return [known[query] for query in queries]
 
     def warn_of_cut(self) -> None:
         """Say how many queries were cut, if any."""
