@@ -81,7 +81,9 @@ class _Maker:
             # What lies beyond the recorded future is unknown, not nothing.
             num_days = min(self.future_days, self.future_days - shift)
             future = collect(after, profile.as_of_s, 0, num_days)
-            for each in answer_futures(history, future, self.pool, options.per_user_future, rng):
+            for each in answer_futures(
+                history, future, self.pool, self.known_types, options.per_user_future, rng
+            ):
                 yield Triple(user_id, "future", each.topic, each.query, each.answer, shift)
         rng = Random(f"{options.seed}/uqa/{view.name}")
         user = GroundedUser(profile=profile, history=history, known_types=self.known_types)

@@ -103,8 +103,8 @@ class TopicFile(Config, frozen=True, kw_only=True):
     words: dict[str, str] = msgspec.field(default_factory=dict)
     """Modality or event type in words: modalities fit before "activity", event types in lists."""
     synonyms: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
-    """Other words for the subject, or for what a topic or modality is about, by those words;
-    questions about what comes use them in turn. The latter too fit before "activity"."""
+    """Other words for the subject, or for what a topic, modality or event type is about, by those
+    words; questions about what comes use them in turn. The latter too fit before "activity"."""
     values: dict[str, ValueMeaning] = msgspec.field(default_factory=dict)
     """Per modality whose `value` is worth telling."""
     futures: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
@@ -222,10 +222,10 @@ def _check(pool: TopicPool, schema: ProfileSchema, attributes: tuple[str, ...], 
                 remedy,
             )
     known = {own.subject, own.everything, *(topic.about for topic in own.topics)}
-    known |= {pool.word(name) for name in modalities}
+    known |= {pool.word(name) for name in modalities} | set(own.words.values())
     for words in own.synonyms:
         if words not in known:
-            rule = f"must be the subject or what a topic is about: {', '.join(sorted(known))}"
+            rule = f"must be the subject or among these words: {', '.join(sorted(known))}"
             raise ConfigError(f"{where}: synonyms", words, rule, remedy)
     for field, names in (("values", own.values), ("history_only", own.history_only)):
         for name in names:

@@ -1,8 +1,10 @@
 """UserU triples: grounded, reproducible, and blind to labels and to others' futures."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -13,10 +15,11 @@ import pytest
 from qanchor.data.activity import Activity, collect
 from qanchor.data.adapters.oulad import oulad_config
 from qanchor.data.dataset import DatasetConfig, open_dataset
+from qanchor.data.future_answers import Asked, FutureUser, Subject, answer
 from qanchor.data.futures import answer_futures
-from qanchor.data.grounded import GroundedUser, answer_topics
+from qanchor.data.grounded import Answered, GroundedUser, answer_topics
 from qanchor.data.profile import DAY_SECONDS, Event, Profile
-from qanchor.data.topics import Topic, load_topics
+from qanchor.data.topics import Topic, TopicPool, load_topics
 from qanchor.data.useru import (
     Triple,
     TripleOptions,
@@ -43,6 +46,17 @@ def _event(day: int, event_type: str, text: str = "", value: float | None = None
 
 def _history(*events: Event) -> Activity:
     return collect(events, AS_OF_S, -90, 90)
+
+
+def _ask(
+    history: Activity,
+    future: Activity,
+    pool: TopicPool,
+    seed: int = 0,
+    known_types: Mapping[str, tuple[str, ...]] = MappingProxyType({"visit": (), "order": ()}),
+) -> list[Answered]:
+    """All there is to ask about a future."""
+    return answer_futures(history, future, pool, known_types, 999, Random(seed))
 
 
 def _answers(write_tiny: Any, history: Activity, topic: Topic) -> list[str]:
@@ -140,8 +154,8 @@ def test_a_future_answer_tells_days_categories_and_change(write_tiny: Any) -> No
     history = _history(*(_event(day, "home") for day in range(-28, 0)), _event(-3, "shop"))
     later = [_event(day, "home") for day in (0, 1, 9)] + [_event(2, "buy", "tea, 5 euro", 5.0)]
     future = collect(later, AS_OF_S, 0, 14)
-    answered = answer_futures(history, future, pool, 99, Random(0))
-    answers = {each.topic: each.answer for each in answered if "at_least" not in each.topic}
+    answered = _ask(history, future, pool)
+    answers = {each.topic: each.answer for each in answered if "_at_" not in each.topic}
     assert answers == {
         "future_outlook_overall_14d": "Often active, on 4 of 14 days: week 1 home and buy; "
         "week 2 home. No shop.",
@@ -189,12 +203,97 @@ def test_at_least_is_asked_with_a_number_of_days(write_tiny: Any) -> None:
     later = collect([_event(day, "home") for day in range(0, 12, 2)], AS_OF_S, 0, 14)
     told = {}
     for seed in range(40):
-        answered = answer_futures(_history(_event(-1, "home")), later, pool, 99, Random(seed))
+        answered = _ask(_history(_event(-1, "home")), later, pool, seed)
         asked = next(each for each in answered if each.topic == "future_at_least_visit_14d")
         count = min(int(number) for number in re.findall(r"\d+", asked.query))
         told[count] = asked.answer
     yes, no = "Yes: 6 of 14 days.", "No: 6 of 14 days."
     assert told == {1: yes, 2: yes, 3: yes, 5: yes, 8: no, 12: no}
+
+
+def test_fewer_than_is_one_more_than_at_most(write_tiny: Any) -> None:
+    dataset = open_dataset(write_tiny())
+    pool = load_topics(dataset.path, "tiny", dataset.schema, ())
+    later = collect([_event(day, "home") for day in range(5)], AS_OF_S, 0, 14)
+    bounds = {r"at most (\d+) days": 5, r"no more than (\d+) days": 5}
+    bounds |= {r"[Ff]ewer than (\d+) days": 6, r"[Uu]nder (\d+)": 6, r"less than (\d+) days": 6}
+    told = set()
+    for seed in range(60):
+        for each in _ask(_history(_event(-1, "home")), later, pool, seed):
+            for words, least in bounds.items():
+                number = re.search(words, each.query)
+                if number and each.topic in (
+                    "future_at_most_visit_14d",
+                    "future_at_most_overall_14d",
+                ):
+                    is_yes = int(number[1]) >= least
+                    assert each.answer == f"{'Yes' if is_yes else 'No'}: 5 of 14 days.", each.query
+                    told.add((words, is_yes))
+    assert len(told) > len(bounds)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "level", "told"),
+    [
+        ("at_least", 3, 0.0, "yes: 3 of 14 days."),
+        ("at_least", 4, 0.0, "no: 3 of 14 days."),
+        ("at_most", 3, 0.0, "yes: 3 of 14 days."),
+        ("at_most", 2, 0.0, "no: 3 of 14 days."),
+        ("value_at_least", 1, 20.0, "yes: 20 on average."),
+        ("value_at_least", 1, 21.0, "no: 20 on average."),
+        ("value_below", 1, 20.0, "no: 20 on average."),
+        ("value_below", 1, 21.0, "yes: 20 on average."),
+    ],
+)
+def test_a_number_in_a_question_is_a_bound_that_counts_itself(
+    write_tiny: Any, kind: str, count: int, level: float, told: str
+) -> None:
+    dataset = open_dataset(write_tiny())
+    pool = load_topics(dataset.path, "tiny", dataset.schema, ())
+    later = [_event(day, "buy", value=value) for day, value in ((0, 10.0), (3, 20.0), (9, 30.0))]
+    user = FutureUser(history=_history(), future=collect(later, AS_OF_S, 0, 14))
+    asked = Asked(subject=Subject("order", "orders", "order"), count=count, level=level)
+    assert answer(kind, user, pool, asked) == told
+
+
+def test_each_event_type_is_asked_about_unless_something_else_asks_about_it(
+    write_tiny: Any,
+) -> None:
+    path = write_tiny()
+    (path / "topics.toml").write_text(
+        'passive = ["refused"]\n[words]\nhome = "front page"\n'
+        '[synonyms]\n"front page" = ["entrance"]\n'
+        '[[topics]]\nname = "shopping"\naggregate = "frequency"\nabout = "shopping"\n'
+        'modality = "visit"\nevent_types = ["shop"]\n'
+    )
+    pool = load_topics(path, "tiny", open_dataset(path).schema, ())
+    types = {"visit": ("home", "shop"), "order": ("buy", "refused")}
+    later = collect([_event(3, "home"), _event(9, "home")], AS_OF_S, 0, 14)
+    asked: dict[str, set[str]] = {}
+    for seed in range(60):
+        for each in _ask(_history(_event(-1, "home")), later, pool, seed, types):
+            asked.setdefault(each.topic, set()).add(each.query)
+            if each.topic == "future_stop_visit_home_14d":
+                assert each.answer == "No, sometimes: 2 of 14 days."
+            if each.topic == "future_stop_order_buy_14d":
+                assert each.answer == "Yes, never in 14 days."
+    for words in ("front page", "entrance"):
+        assert any(words in query for query in asked["future_stop_visit_home_14d"])
+    for name in ("visit_shop", "order_refused"):
+        assert not [topic for topic in asked if topic.startswith(f"future_stop_{name}")], name
+
+
+def test_what_is_asked_does_not_hang_on_what_comes(write_tiny: Any) -> None:
+    """Else who has never ordered would be asked about orders only where some come."""
+    dataset = open_dataset(write_tiny())
+    pool = load_topics(dataset.path, "tiny", dataset.schema, ())
+    history = _history(_event(-1, "home"))
+    without, with_order = (
+        {each.topic for each in _ask(history, collect(later, AS_OF_S, 0, 14), pool)}
+        for later in ([_event(1, "home")], [_event(1, "home"), _event(2, "buy")])
+    )
+    assert without == with_order
+    assert "future_stop_order_14d" in without
 
 
 def test_questions_vary_in_words_but_not_in_what_they_ask(write_tiny: Any) -> None:
@@ -206,7 +305,7 @@ def test_questions_vary_in_words_but_not_in_what_they_ask(write_tiny: Any) -> No
     asked = {
         each.query: each.answer
         for seed in range(80)
-        for each in answer_futures(_history(_event(-1, "home")), later, pool, 99, Random(seed))
+        for each in _ask(_history(_event(-1, "home")), later, pool, seed)
         if each.topic == "future_stop_visit_14d"
     }
     for words in ("visit", "browsing", "page view", "14 days", "two weeks", "fortnight", "member"):
@@ -246,7 +345,7 @@ def test_a_data_set_asks_in_words_of_its_own_too(write_tiny: Any) -> None:
     for value in (5.0, 50.0, 500.0):
         later = collect([_event(0, "buy", f"tea, {value} euro", value)], AS_OF_S, 0, 14)
         for seed in range(30):
-            for each in answer_futures(history, later, pool, 99, Random(seed)):
+            for each in _ask(history, later, pool, seed):
                 asked.setdefault(each.topic, set()).add(each.query)
                 told.setdefault(each.topic, set()).add(each.answer)
     assert any("off tea" in query for query in asked["future_stop_tea_14d"])
@@ -297,7 +396,7 @@ def test_failing_is_a_mean_below_the_pass_mark_with_0_for_what_was_not_done(
     later += [_event(1, "refused")] * num_refused
     future = collect([*later, _event(2, "home")], AS_OF_S, 0, 14)
     history = _history(_event(-1, "buy"))
-    told = {each.topic: each for each in answer_futures(history, future, pool, 99, Random(0))}
+    told = {each.topic: each for each in _ask(history, future, pool)}
     assert told["future_fail_order_14d"].answer == answer
 
 
@@ -315,7 +414,7 @@ def test_who_does_nothing_in_the_second_half_has_left(
     dataset = open_dataset(write_tiny())
     pool = load_topics(dataset.path, "tiny", dataset.schema, ())
     future = collect([_event(day, "home") for day in days], AS_OF_S, 0, 30)
-    answers = answer_futures(_history(_event(-1, "home")), future, pool, 99, Random(0))
+    answers = _ask(_history(_event(-1, "home")), future, pool)
     told = {each.topic: each.answer for each in answers}
     assert told["future_churn_overall_30d"] == answer
 
@@ -337,7 +436,8 @@ stop = ["Will the {subject} accept every parcel for {days} days?"]
 def _answers_of(path: Path, *later: Any) -> dict[str, tuple[str, str]]:
     pool = load_topics(path, "tiny", open_dataset(path).schema, ())
     future = collect([_event(day, kind) for day, kind in later], AS_OF_S, 0, 14)
-    answered = answer_futures(_history(_event(-1, "buy")), future, pool, 99, Random(0))
+    types = {"visit": ("home",), "order": ("buy", "refused")}
+    answered = _ask(_history(_event(-1, "buy")), future, pool, known_types=types)
     return {each.topic: (each.query, each.answer) for each in answered}
 
 
@@ -372,7 +472,7 @@ def test_how_much_is_new_counts_by_the_days_asked_about(
     pool = load_topics(dataset.path, "tiny", dataset.schema, ())
     later = [_event(0, "home", f"page {number}") for number in range(num_new)]
     future = collect(later, AS_OF_S, 0, num_days)
-    answers = answer_futures(_history(_event(-1, "home")), future, pool, 99, Random(0))
+    answers = _ask(_history(_event(-1, "home")), future, pool)
     told = {each.topic: each.answer for each in answers}
     assert told[f"future_explore_overall_{num_days}d"] == explore
     assert told[f"future_repeat_overall_{num_days}d"] == repeat
@@ -389,10 +489,7 @@ def test_nothing_valued_is_neither_low_nor_high(write_tiny: Any) -> None:
     (path / "topics.toml").write_text(_ORDERS)
     pool = load_topics(path, "tiny", open_dataset(path).schema, ())
     later = collect([_event(0, "buy")], AS_OF_S, 0, 14)
-    answers = {
-        each.topic: each.answer
-        for each in answer_futures(_history(_event(-1, "home")), later, pool, 99, Random(0))
-    }
+    answers = {each.topic: each.answer for each in _ask(_history(_event(-1, "home")), later, pool)}
     assert answers["future_low_order_14d"] == answers["future_high_order_14d"] == "None."
 
 
@@ -425,7 +522,7 @@ def test_an_empty_future_says_so(write_tiny: Any) -> None:
     dataset = open_dataset(write_tiny())
     pool = load_topics(dataset.path, "tiny", dataset.schema, ())
     nothing = collect([], AS_OF_S, 0, 14)
-    answers = answer_futures(_history(_event(-1, "home")), nothing, pool, 99, Random(0))
+    answers = _ask(_history(_event(-1, "home")), nothing, pool)
     asked = {each.topic: each.answer for each in answers}
     assert asked["future_frequency_visit_14d"] == "No, never in 14 days."
     assert asked["future_next_visit_14d"] == "Not in 14 days."
@@ -433,7 +530,11 @@ def test_an_empty_future_says_so(write_tiny: Any) -> None:
     assert asked["future_stop_visit_14d"] == "Yes, never in 14 days."
     assert asked["future_fall_visit_14d"] == "Yes: 0 after 1."
     turned = ("trend", "stop", "fall", "churn")
-    others = [answer for topic, answer in asked.items() if topic.split("_")[1] not in turned]
+    others = [
+        answer
+        for topic, answer in asked.items()
+        if topic.split("_")[1] not in turned and "at_most" not in topic
+    ]
     assert all("no" in answer.lower() for answer in others)
 
 
