@@ -110,7 +110,7 @@ def _answered(question: _Question, user: FutureUser, pool: TopicPool, rng: Rando
     template = rng.choice(_templates(kind, subject, pool, rng))
     about = rng.choice((subject.about, *pool.words.synonyms.get(subject.about, ())))
     code = zlib.crc32(f"{template} {about}".encode())
-    counts = [count for count in _COUNTS if count < days]
+    counts = [count for count in _COUNTS if count < days] or [1]
     asked = Asked(
         subject=subject,
         count=counts[(code + rng.randrange(_COUNTS_PER_QUESTION)) % len(counts)],

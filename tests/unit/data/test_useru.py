@@ -211,6 +211,14 @@ def test_at_least_is_asked_with_a_number_of_days(write_tiny: Any) -> None:
     assert told == {1: yes, 2: yes, 3: yes, 5: yes, 8: no, 12: no}
 
 
+def test_a_future_of_one_day_can_be_asked_about(write_tiny: Any) -> None:
+    dataset = open_dataset(write_tiny())
+    pool = load_topics(dataset.path, "tiny", dataset.schema, ())
+    answers = _ask(_history(), collect([_event(0, "home")], AS_OF_S, 0, 1), pool)
+    told = {each.topic: each.answer for each in answers}
+    assert told["future_at_least_visit_1d"] == "Yes: 1 of 1 days."
+
+
 def test_fewer_than_is_one_more_than_at_most(write_tiny: Any) -> None:
     dataset = open_dataset(write_tiny())
     pool = load_topics(dataset.path, "tiny", dataset.schema, ())
