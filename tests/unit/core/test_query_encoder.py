@@ -325,9 +325,8 @@ def test_a_batch_asks_what_the_triples_ask(
     assert encoder is not None
     texts = read_triple_texts(triples)
     distinct = list(dict.fromkeys(texts.queries))
-    states = encoder.states([encoder.tokens(text)[:limit] for text in distinct], np.float16)
-    query_of = {of_text.tobytes(): text for text, of_text in zip(distinct, states, strict=True)}
-    assert len(query_of) == len(distinct)
+    states = encoder.states([encoder.tokens(text)[:limit] for text in distinct])
+    states_of = dict(zip(distinct, states, strict=True))
     asked: dict[tuple[int, ...], set[str]] = {}
     for query, answer in zip(texts.queries, texts.answers, strict=True):
         asked.setdefault(made.encode_answer(answer), set()).add(query)
@@ -338,7 +337,13 @@ def test_a_batch_asks_what_the_triples_ask(
             for one in of_user:
                 assert (one.query, one.num_query_rows) == ((), 2)
                 assert one.query_states_TE is not None
-                assert query_of[one.query_states_TE.tobytes()] in asked[one.answer]
+                apart = [
+                    np.abs(states_of[query] - one.query_states_TE).max()
+                    for query in asked[one.answer]
+                    if len(states_of[query]) == len(one.query_states_TE)
+                ]
+                # In float16, and a text's neighbours in its piece move the last bit.
+                assert min(apart) < 4e-3
 
 
 def test_without_the_yes_no_loss_nothing_is_asked_for_it(

@@ -7,9 +7,13 @@ import pyarrow as pa
 import pytest
 
 from qanchor.config import ModalitySpec, ProfileSchema, save
+from qanchor.data.activity import Activity, collect
 from qanchor.data.dataset import DatasetConfig
+from qanchor.data.profile import DAY_SECONDS, Event
 from qanchor.data.wallet import generate_wallet
 from qanchor.data.writer import write_table
+
+AS_OF_S = 1_700_006_400  # a Wednesday, midnight
 
 TABLES = {
     "users": {
@@ -45,6 +49,22 @@ TABLES = {
 """A valid data set: user 20 and 40 have no events, user 40 has no label."""
 
 SCENARIOS = [{"name": "will_buy", "question": "Will the user buy something?"}]
+
+
+def event_of(day: int, event_type: str, text: str = "", value: float | None = None) -> Event:
+    """An event of the tiny data set, so many days after AS_OF_S."""
+    return Event(
+        time_s=AS_OF_S + day * DAY_SECONDS,
+        modality="order" if event_type in ("buy", "refused") else "visit",
+        event_type=event_type,
+        text=text or event_type,
+        value=value,
+    )
+
+
+def history_of(*events: Event) -> Activity:
+    """The 90 days before AS_OF_S."""
+    return collect(events, AS_OF_S, -90, 90)
 
 
 def tiny_config() -> DatasetConfig:
