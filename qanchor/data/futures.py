@@ -138,7 +138,9 @@ def _templates(kind: str, subject: Subject, pool: TopicPool, rng: Random) -> tup
 
 
 def _level(meaning: ValueMeaning, rng: Random) -> float:
-    return meaning.low + rng.choice(_LEVELS) * (meaning.high - meaning.low)
+    levels = [meaning.low + level * (meaning.high - meaning.low) for level in _LEVELS]
+    # Nobody asks whether a sum is below -20 where 60 is low.
+    return rng.choice([level for level in levels if level >= min(0.0, meaning.low)])
 
 
 def _type_subjects(

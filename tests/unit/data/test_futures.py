@@ -145,6 +145,19 @@ def test_a_number_in_a_question_is_a_bound_that_counts_itself(
     assert answer(kind, user, pool, asked) == told
 
 
+def test_levels_asked_for_lie_about_low_and_high_and_never_below_nothing(write_tiny: Any) -> None:
+    path = write_tiny()
+    (path / "topics.toml").write_text('[values.order]\nunit = "sum"\nlow = 60\nhigh = 140\n')
+    pool = load_topics(path, "tiny", open_dataset(path).schema, ())
+    later = collect([event_of(0, "buy", "tea", 90.0)], AS_OF_S, 0, 14)
+    levels = set()
+    for seed in range(60):
+        for each in _ask(history_of(), later, pool, seed):
+            if each.topic == "future_value_below_order_14d":
+                levels |= {int(number) for number in re.findall(r"-?\d+", each.query)} - {14}
+    assert levels == {20, 60, 100, 140, 180}
+
+
 def test_each_event_type_is_asked_about_unless_something_else_asks_about_it(
     write_tiny: Any,
 ) -> None:
