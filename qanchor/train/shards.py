@@ -289,8 +289,9 @@ def _read_queries(directory: Path, meta: CheckpointMeta) -> list[Segment]:
         return [Segment(tuple(of_query.tolist())) for of_query in ids]
     num_rows = meta.recipe.query_encoder.num_rows
     ends = np.cumsum(np.load(directory / QUERY_LENS_FILE))
-    # Most of a shard's queries wait for their step: they stay in the file until then.
-    states = np.split(np.load(directory / QUERY_STATES_FILE, mmap_mode="r"), ends[:-1])
+    # Most of a shard's queries wait for their step: they stay in the file until then. Nobody writes
+    # to them; torch only takes what could be written to.
+    states = np.split(np.load(directory / QUERY_STATES_FILE, mmap_mode="c"), ends[:-1])
     return [Segment((), query_states_TE=one, num_query_rows=num_rows) for one in states]
 
 
