@@ -165,7 +165,7 @@ def read_meta(directory: Path) -> CheckpointMeta:
 def load_checkpoint(directory: Path) -> Checkpoint:
     """Read a checkpoint; the model comes back in eval mode on the CPU.
 
-    Raises ConfigError when the directory is no checkpoint.
+    Raises ConfigError when the directory is no checkpoint, or one of another version's model.
     """
     meta = read_meta(directory)
     decoder_config = AutoConfig.from_pretrained(directory / DECODER_DIR, local_files_only=True)
@@ -180,7 +180,15 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     if meta.recipe.query_encoder.path:
         query_encoder = load_query_encoder(directory / QUERY_ENCODER_DIR)
     model = _assemble(meta, event_encoder, language_model, query_encoder)
-    load_model(model, str(directory / WEIGHTS_FILE))
+    try:
+        load_model(model, str(directory / WEIGHTS_FILE))
+    except RuntimeError as error:
+        raise ConfigError(
+            "checkpoint",
+            str(directory),
+            f"its weights must fit the model of its recipe ({_first_misfit(error)})",
+            "another version of qanchor wrote it: train again, or read it with that version",
+        ) from error
     return Checkpoint(
         model=model.eval(),
         meta=meta,
@@ -188,6 +196,12 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         event_tokenizer=Tokenizer.from_file(str(directory / EVENT_TOKENIZER_FILE)),
         query_encoder=query_encoder,
     )
+
+
+def _first_misfit(error: RuntimeError) -> str:
+    """The first of the tensors torch lists below its heading."""
+    lines = str(error).splitlines()
+    return lines[min(1, len(lines) - 1)].strip().rstrip(".")
 
 
 def load_for_inference(directory: Path) -> Checkpoint:

@@ -141,20 +141,24 @@ def _frequency(user: FutureUser, pool: TopicPool, asked: Asked) -> str:
 
 def _at_share(user: FutureUser, pool: TopicPool, asked: Asked, *, share: float) -> str:
     """Whether it happens on that share of the days or more."""
-    days, span = len(asked.subject.days(user.future, pool)), user.future.num_days
-    return f"{'yes' if days >= share * span else 'no'}: {days} of {span} days."
+    return _days_told(user, pool, asked, lambda days: days >= share * user.future.num_days)
 
 
 def _at_least(user: FutureUser, pool: TopicPool, asked: Asked) -> str:
     """Whether it happens on so many days or more."""
-    days, span = len(asked.subject.days(user.future, pool)), user.future.num_days
-    return f"{'yes' if days >= asked.count else 'no'}: {days} of {span} days."
+    return _days_told(user, pool, asked, lambda days: days >= asked.count)
 
 
 def _at_most(user: FutureUser, pool: TopicPool, asked: Asked) -> str:
     """Whether it happens on so many days or fewer."""
-    days, span = len(asked.subject.days(user.future, pool)), user.future.num_days
-    return f"{'yes' if days <= asked.count else 'no'}: {days} of {span} days."
+    return _days_told(user, pool, asked, lambda days: days <= asked.count)
+
+
+def _days_told(
+    user: FutureUser, pool: TopicPool, asked: Asked, is_yes: Callable[[int], bool]
+) -> str:
+    days = len(asked.subject.days(user.future, pool))
+    return f"{'yes' if is_yes(days) else 'no'}: {days} of {user.future.num_days} days."
 
 
 def _stop(user: FutureUser, pool: TopicPool, asked: Asked) -> str:
@@ -215,38 +219,42 @@ def _value(user: FutureUser, pool: TopicPool, asked: Asked) -> str:
     return f"{level_word(mean, meaning.low, meaning.high)}, {mean:.0f} on average."
 
 
-def _at_level(user: FutureUser, pool: TopicPool, asked: Asked, *, level: str) -> str:
-    """Whether the mean value is low, or high; nothing valued is neither yes nor no."""
-    meaning, mean = pool.words.values[asked.subject.modality], _mean_value(user, asked.subject)
-    if mean is None:
-        return "none."
-    is_yes = level_word(mean, meaning.low, meaning.high) == level
-    return f"{'yes' if is_yes else 'no'}: {mean:.0f} on average."
+def _low(user: FutureUser, pool: TopicPool, asked: Asked) -> str:
+    """Whether the mean value is low."""
+    low = pool.words.values[asked.subject.modality].low
+    return _mean_told(_mean_value(user, asked.subject), lambda mean: mean < low)
+
+
+def _high(user: FutureUser, pool: TopicPool, asked: Asked) -> str:
+    """Whether the mean value is high."""
+    high = pool.words.values[asked.subject.modality].high
+    return _mean_told(_mean_value(user, asked.subject), lambda mean: mean >= high)
 
 
 def _value_at_least(user: FutureUser, _: TopicPool, asked: Asked) -> str:
-    """Whether the mean value is so high or higher; nothing valued is neither yes nor no."""
-    mean = _mean_value(user, asked.subject)
-    if mean is None:
-        return "none."
-    return f"{'yes' if mean >= asked.level else 'no'}: {mean:.0f} on average."
+    """Whether the mean value is so high or higher."""
+    return _mean_told(_mean_value(user, asked.subject), lambda mean: mean >= asked.level)
 
 
 def _value_below(user: FutureUser, _: TopicPool, asked: Asked) -> str:
-    """Whether the mean value is lower; nothing valued is neither yes nor no."""
-    mean = _mean_value(user, asked.subject)
-    if mean is None:
-        return "none."
-    return f"{'yes' if mean < asked.level else 'no'}: {mean:.0f} on average."
+    """Whether the mean value is lower."""
+    return _mean_told(_mean_value(user, asked.subject), lambda mean: mean < asked.level)
 
 
 def _fail(user: FutureUser, pool: TopicPool, asked: Asked) -> str:
     """Whether the mean value, with 0 for what was not done, is below the pass mark."""
     meaning = pool.words.values[asked.subject.modality]
+    pass_mark = meaning.pass_mark
+    assert pass_mark is not None, "This is a bug: failing is asked about where it is possible."
     mean = _mean_value(user, asked.subject, as_zero=meaning.as_zero)
-    if mean is None or meaning.pass_mark is None:
+    return _mean_told(mean, lambda mean: mean < pass_mark)
+
+
+def _mean_told(mean: float | None, is_yes: Callable[[float], bool]) -> str:
+    """Nothing valued is neither yes nor no."""
+    if mean is None:
         return "none."
-    return f"{'yes' if mean < meaning.pass_mark else 'no'}: {mean:.0f} on average."
+    return f"{'yes' if is_yes(mean) else 'no'}: {mean:.0f} on average."
 
 
 def _mean_value(
@@ -374,8 +382,8 @@ _ANSWERS: dict[str, Callable[[FutureUser, TopicPool, Asked], str]] = {
     "trend": _trend,
     "next": _next,
     "value": _value,
-    "low": partial(_at_level, level="low"),
-    "high": partial(_at_level, level="high"),
+    "low": _low,
+    "high": _high,
     "value_at_least": _value_at_least,
     "value_below": _value_below,
     "fail": _fail,

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 TOKENIZER_SAMPLE = 200_000
 SCALE_SAMPLE = 2_000
-"""Questions whose vectors say where the query map's 0 is, and how far 1."""
+"""Questions whose states say where the query map's 0 is, and how far 1."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -291,8 +291,11 @@ def _read_queries(directory: Path, meta: CheckpointMeta) -> list[Segment]:
     ends = np.cumsum(np.load(directory / QUERY_LENS_FILE))
     # Most of a shard's queries wait for their step: they stay in the file until then. Nobody writes
     # to them; torch only takes what could be written to.
-    states = np.split(np.load(directory / QUERY_STATES_FILE, mmap_mode="c"), ends[:-1])
-    return [Segment((), query_states_TE=one, num_query_rows=num_rows) for one in states]
+    states_TE = np.asarray(np.load(directory / QUERY_STATES_FILE, mmap_mode="c"))
+    return [
+        Segment((), query_states_TE=of_query, num_query_rows=num_rows)
+        for of_query in np.split(states_TE, ends[:-1])
+    ]
 
 
 def _flat_lists(

@@ -195,6 +195,20 @@ def test_a_checkpoint_holds_the_encoder_itself(
     assert checkpoint_id(loaded) != checkpoint_id(reading)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [("num_heads=4", "look_EH"), ("num_rows=3", r"query_map\.rows\.2")],
+)
+def test_weights_of_another_model_are_told_with_a_remedy(
+    reading: Checkpoint, tmp_path: Path, change: str, said: str
+) -> None:
+    recipe = override(reading.meta.recipe, [f"query_encoder.{change}"])
+    meta = msgspec.structs.replace(reading.meta, recipe=recipe)
+    save_checkpoint(dataclasses.replace(reading, meta=meta), tmp_path / "saved")
+    with pytest.raises(ConfigError, match=rf"saved.*must fit.*{said}.*train again"):
+        load_checkpoint(tmp_path / "saved")
+
+
 def test_soft_prompts_stand_behind_the_rows_of_the_question(
     reading: Checkpoint, corpus: PrefixCorpus
 ) -> None:
