@@ -260,7 +260,7 @@ def _mean_told(mean: float | None, is_yes: Callable[[float], bool]) -> str:
 def _mean_value(
     user: FutureUser, subject: Subject, *, as_zero: tuple[str, ...] = ()
 ) -> float | None:
-    records = user.future.select(subject.modality)
+    records = user.future.select(subject.modality, subject.event_types)
     events = [event for _, event in records]
     values = [event.value for event in events if event.value is not None]
     values += [0.0] * sum(event.event_type in as_zero for event in events)

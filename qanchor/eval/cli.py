@@ -23,6 +23,7 @@ scenario that lacks users of both classes in a split is left out; log, JSON and 
 
   qanchor eval runs/oulad/checkpoint data/oulad --out eval.json --report eval.html
   qanchor eval runs/oulad/checkpoint data/oulad --wordings wordings.json --report eval.html
+  qanchor eval runs/oulad/checkpoint data/oulad --outcomes outcomes.json --out eval.json
   qanchor eval runs/oulad/checkpoint data/oulad --scenarios tuned.json \\
       --also user-only=studies/oulad/runs/KEY/checkpoint --report eval.html
 
@@ -69,6 +70,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "scored zero-shot on the test users: how far the words matter",
     )
     parser.add_argument(
+        "--outcomes",
+        type=Path,
+        metavar="FILE",
+        help="JSON or TOML: name to kind, days, questions and what it is about "
+        "(qanchor/eval/outcomes.py): anything train users' recorded futures answer with yes or no, "
+        "scored zero-shot, users held out from training told apart",
+    )
+    parser.add_argument(
         "--without",
         action="append",
         default=[],
@@ -96,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
     from qanchor import config
     from qanchor.data.dataset import open_dataset
     from qanchor.eval.evaluate import evaluate
+    from qanchor.eval.outcomes import read_outcomes
     from qanchor.eval.results import difference_table, markdown_table
     from qanchor.train.allocator import keep_freed_memory
 
@@ -108,7 +118,8 @@ def run(args: argparse.Namespace) -> int:
 
         from qanchor.eval.report import document
         from qanchor.report.document import write_html
-    evaluated = evaluate(subject_of(args), dataset, settings)
+    outcomes = read_outcomes(args.outcomes, dataset) if args.outcomes else {}
+    evaluated = evaluate(subject_of(args), dataset, settings, outcomes)
     result = evaluated.evaluation
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -68,6 +68,8 @@ class EvalConfig(Config, frozen=True, kw_only=True):
     """Answer texts of zero-shot scoring."""
     wordings: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     """By scenario name: other questions that ask the same, for zero-shot scoring."""
+    outcome_users: int = 1500
+    """Train users whose recorded futures are asked about, at most."""
 
     def __post_init__(self) -> None:
         if not self.label_counts or min(self.label_counts) < 2:

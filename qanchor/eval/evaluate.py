@@ -5,9 +5,10 @@ wordings are asked of test users alone.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from tqdm import tqdm
@@ -32,6 +33,7 @@ from qanchor.eval.methods import (
     embed_everybody,
     handmade_matrix,
 )
+from qanchor.eval.outcomes import Outcome, judge_outcomes
 from qanchor.eval.probe import Features
 from qanchor.eval.projection import Projection, project
 from qanchor.eval.query_effect import query_effect
@@ -59,8 +61,13 @@ class Evaluated:
     projections: tuple[Projection, ...]
 
 
-def evaluate(subject: Subject, dataset: Dataset, settings: EvalConfig) -> Evaluated:
-    """Judge a checkpoint on a data set.
+def evaluate(
+    subject: Subject,
+    dataset: Dataset,
+    settings: EvalConfig,
+    outcomes: Mapping[str, Outcome] = MappingProxyType({}),
+) -> Evaluated:
+    """Judge a checkpoint on a data set, and by `outcomes` of it that no label tells.
 
     Raises ConfigError for a checkpoint that does not put users into words as the data set does, a
     scenario the data set does not have or a question too long, DataError when no scenario can be
@@ -68,7 +75,7 @@ def evaluate(subject: Subject, dataset: Dataset, settings: EvalConfig) -> Evalua
     """
     main, parts = subject.checkpoint, settings.parts
     _check_known(dataset, subject.tuned)
-    _check_fits(subject, dataset, settings)
+    _check_fits(subject, dataset, settings, outcomes)
     rendered = render_users(dataset, chosen_users(dataset, settings.max_users))
     judged = judged_users(dataset, rendered.user_ids)
     dataset, subject = judged.narrowed(dataset), _narrowed(subject, judged)
@@ -99,6 +106,7 @@ def evaluate(subject: Subject, dataset: Dataset, settings: EvalConfig) -> Evalua
         methods=tuple(one.score for one in methods),
         differences=_differences(methods),
         zero_shot=_zero_shot(subject, comparison, settings, corpus, embedded),
+        outcomes=judge_outcomes(dataset, outcomes, main, corpus, settings) if outcomes else None,
         queries=_queries(settings, judged, embedded, bootstrap),
         few_labels=_few_labels(settings, judged, embedded, matrix_UF, bootstrap),
         attention=_attention(subject, dataset, settings, judged, corpus),
@@ -113,16 +121,19 @@ def untrained_beside(checkpoint_dir: Path) -> Path | None:
     return candidate if candidate.is_dir() else None
 
 
-def _check_fits(subject: Subject, dataset: Dataset, settings: EvalConfig) -> None:
+def _check_fits(
+    subject: Subject, dataset: Dataset, settings: EvalConfig, outcomes: Mapping[str, Outcome]
+) -> None:
     """Raise ConfigError where a checkpoint cannot take the data set's users or the questions."""
     for checkpoint in (subject.checkpoint, subject.untrained, *subject.others.values()):
         if checkpoint is not None:
             check_renders_alike(checkpoint, dataset)
             checkpoint.check_questions(dataset.scenarios)
     subject.checkpoint.check_questions(subject.tuned)
+    asked = [*settings.wordings.items(), *((name, one.questions) for name, one in outcomes.items())]
     subject.checkpoint.check_questions(
         Scenario(name=name, question=question)
-        for name, questions in settings.wordings.items()
+        for name, questions in asked
         for question in questions
     )
 

@@ -14,11 +14,12 @@ from qanchor.eval.results import (
     Evaluation,
     FewLabels,
     MethodScore,
+    OutcomeScores,
     QueryEffect,
     ScenarioScore,
     SkippedScenario,
+    WordingScore,
     ZeroShot,
-    ZeroShotScore,
 )
 from qanchor.report.document import Cell, Document, Plot, Section, Table, Tile
 from qanchor.report.figures import Point, dots, heatmap, scatters, stacked_bars
@@ -33,6 +34,8 @@ def document(result: Evaluation, projections: Sequence[Projection], dataset_note
     ]
     if result.zero_shot:
         sections.append(_zero_shot(result.zero_shot))
+    if result.outcomes:
+        sections.append(_outcomes(result.outcomes))
     if result.queries:
         sections.append(_queries(result.queries))
     if result.few_labels:
@@ -199,7 +202,7 @@ def _zero_shot(result: ZeroShot) -> Section:
             Cell(one.scenario, note=one.question),
             _scored(one.auc, one.auc_interval),
             Cell(f"{one.num_test:,}", float(one.num_test)),
-            *(() if worded_auc is None else _worded(one)),
+            *(() if worded_auc is None else _worded(one.wordings)),
         )
         for one in result.scenarios
     ]
@@ -216,13 +219,43 @@ def _zero_shot(result: ZeroShot) -> Section:
     return Section("Zero-shot", text, tables=(Table(tuple(head), tuple(rows), "", True),))
 
 
-def _worded(score: ZeroShotScore) -> tuple[Cell, Cell]:
-    """Mean and least AUC of a scenario's other wordings."""
-    if not score.wordings:
+def _worded(wordings: Sequence[WordingScore]) -> tuple[Cell, Cell]:
+    """Mean and least AUC of some wordings."""
+    if not wordings:
         return Cell(""), Cell("")
-    found = [one.auc for one in score.wordings]
-    worst = min(score.wordings, key=lambda one: one.auc)
+    found = [one.auc for one in wordings]
+    worst = min(wordings, key=lambda one: one.auc)
     return _number(sum(found) / len(found)), replace(_number(worst.auc), note=worst.question)
+
+
+def _outcomes(result: OutcomeScores) -> Section:
+    rows = [
+        (
+            Cell(one.outcome, note=f"{one.days} days, {one.base_rate:.1%} say yes"),
+            _heldout_cell(one.heldout_auc),
+            *_worded(one.wordings),
+            Cell(f"{one.num_users:,}", float(one.num_users)),
+        )
+        for one in result.outcomes
+    ]
+    average = _heldout_cell(result.average_heldout_auc)
+    if result.heldout_auc_interval:
+        average = replace(average, note=_within(result.heldout_auc_interval))
+    means = (_number(result.average_auc), Cell(""), Cell(""))
+    rows.append((Cell("average"), average, *means))
+    text = (
+        f"Yes or no as the recorded futures of {result.num_users:,} train users say, scored "
+        f"zero-shot as above; {result.num_heldout:,} of them were held out from training. Each "
+        "outcome is asked in several wordings: their mean, and the one that did worst."
+    )
+    head = ("outcome", "AUC, held-out users", "AUC, all", "least", "users")
+    return Section(
+        "Outcomes of recorded futures", text, tables=(Table(head, tuple(rows), "", True),)
+    )
+
+
+def _heldout_cell(value: float | None) -> Cell:
+    return Cell("") if value is None else _number(value)
 
 
 def _queries(effect: QueryEffect) -> Section:

@@ -95,6 +95,34 @@ class ZeroShot(Config, frozen=True, kw_only=True):
     """Mean over scenarios of the mean over their other wordings; None where there are none."""
 
 
+class OutcomeScore(Config, frozen=True, kw_only=True):
+    """An outcome of train users' recorded futures, asked in some wordings."""
+
+    outcome: str
+    kind: str
+    days: int
+    auc: float
+    """Mean over the wordings, zero-shot, all users asked."""
+    heldout_auc: float | None
+    """The same among users held out from training; None where all of those come out alike."""
+    num_users: int
+    """Whose future says yes or no."""
+    base_rate: float
+    wordings: tuple[WordingScore, ...]
+
+
+class OutcomeScores(Config, frozen=True, kw_only=True):
+    """Questions about train users' recorded futures, scored as `ZeroShot` scores."""
+
+    num_users: int
+    num_heldout: int
+    """Of those, held out from training."""
+    average_auc: float
+    average_heldout_auc: float | None
+    heldout_auc_interval: Interval | None
+    outcomes: tuple[OutcomeScore, ...]
+
+
 class QueryEffect(Config, frozen=True, kw_only=True):
     """What a query does to test users' embeddings, and which query serves which scenario."""
 
@@ -189,6 +217,7 @@ class Evaluation(Config, frozen=True, kw_only=True):
     differences: tuple[Difference, ...]
     """The first method minus each other; and the tuned minus the first."""
     zero_shot: ZeroShot | None = None
+    outcomes: OutcomeScores | None = None
     queries: QueryEffect | None = None
     few_labels: FewLabels | None = None
     attention: Attention | None = None

@@ -72,6 +72,9 @@ def evaluated(
     words += ["--scenarios", str(place / "tuned.json"), "--answers", str(place / "answers.toml")]
     (place / "wordings.json").write_text(json.dumps({first.name: [first.question, "<i>Soon?</i>"]}))
     words += ["--wordings", str(place / "wordings.json")]
+    bike = {"kind": "frequency", "days": 14, "event_types": ["shared_bike"], "questions": ["<u>?"]}
+    (place / "outcomes.json").write_text(json.dumps({"bike": bike}))
+    words += ["--outcomes", str(place / "outcomes.json")]
     words += ["--also", f"twin={run_dir / 'checkpoint'}"]
     words += ["--out", str(place / "eval.json"), "--report", str(place / "eval.html")]
     assert main(words) == 0
@@ -122,6 +125,9 @@ def test_the_other_parts_are_there(evaluated: tuple[Path, Evaluation]) -> None:
     assert second.wordings == ()
     mean = (first.wordings[0].auc + first.wordings[1].auc) / 2
     assert result.zero_shot.average_wording_auc == pytest.approx(mean)
+    assert result.outcomes is not None
+    assert [one.outcome for one in result.outcomes.outcomes] == ["bike"]
+    assert result.outcomes.average_auc == result.outcomes.outcomes[0].wordings[0].auc
     assert result.queries is not None
     variance = (
         result.queries.variance_of_query
@@ -157,6 +163,8 @@ def test_the_page_loads_nothing_and_says_what_it_rests_on(
     wordings = result.zero_shot.scenarios[0].wordings
     assert html.escape(min(wordings, key=lambda one: one.auc).question) in text
     assert "<i>Soon?" not in text
+    assert "&lt;u&gt;?" in text
+    assert "<u>" not in text
     assert "#010203" not in text
     assert text.count("<table") >= 6
 
