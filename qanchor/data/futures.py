@@ -4,8 +4,11 @@ Q-Anchor section 2.1 asks a fixed set of template queries; here a choice among k
 what they are about, how many days ahead, and in which words. The answers: `future_answers`.
 """
 
+import re
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, combinations
 from random import Random
 
 from qanchor.data.activity import Activity
@@ -27,104 +30,202 @@ _WIDE = ("outlook", "change", "novelty")
 _WIDE_SHARE = 0.25
 """Of the questions; their answers are long, those of narrow ones a few words."""
 _TYPE_SHARE = 0.2
-"""Of the questions; about one event type each, of which there may be any number."""
+"""Of the questions; about an event type or two, of which there may be any number."""
 _OUTCOME_SHARE = 0.2
 """Of the questions; few kinds, which would hardly come up among those of habits."""
 _HABITS = (
     "frequency", "often", "heavy", "at_least", "at_most", "trend", "stop", "fall", "grow", "next",
 )  # fmt: skip
+_OVERALL_OUTCOMES = ("explore", "repeat", "busy", "churn")
 _VALUE_KINDS = ("value", "low", "high", "value_at_least", "value_below")
 _COUNTS = (1, 2, 3, 5, 8, 12, 20)
 """Active days that `at_least` and `at_most` ask for."""
-_COUNTS_PER_QUESTION = 2
-"""Of those, in one wording about one thing: each is a question more to read."""
 _LEVELS = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 """Values asked for: low is 0, high is 1."""
-
+_LEAST_SPREAD = 0.02
+"""What hardly varies is asked now and then; half is the most that yes or no can vary."""
+_HEAD = re.compile("[,:.]")
+"""Ends what answers are told apart by: "yes", "no", "it rises"."""
+_YES_NO = {"yes", "no", "none"}
+_OPEN = 0.4
+"""By how much the spread of other answers counts: there are more of them to differ in."""
 
 _Question = tuple[str, Subject, int]
 """Kind, what it is about, days."""
+_Numbers = tuple[int, float]
+"""Count and level in a question; kinds that have none take no notice."""
+
+
+class FutureQuestions:
+    """What may be asked of futures, and how much users differ in the answers.
+
+    Wide questions (what will happen, what changes); habits (whether, how often, on so many days or
+    more or at most, when, whether more or less than before) of everything, each modality, each
+    topic that asks for one, each event type and pairs of those; outcomes (how high values are, how
+    much is new, what befalls the user): together they cover what may be asked of a user's future.
+    Of some, yes means more activity, of others less, so that yes has to be read with its question.
+
+    Whether a rare page is read often has one answer for all and teaches little. So questions come
+    the more often, the more users of a sample differ in the answer. It must not depend on the
+    user's own future who is asked what: a question asked only of those it is true of would always
+    be answered yes.
+    """
+
+    def __init__(
+        self,
+        pool: TopicPool,
+        known_types: Mapping[str, tuple[str, ...]],
+        sample: Sequence[FutureUser],
+    ) -> None:
+        """`known_types`: event types by modality. Without a `sample` all come equally often."""
+        self.pool = pool
+        self._sample = sample
+        words = pool.words
+        self._overall = Subject("overall", words.everything)
+        self._details = [
+            Subject(name, pool.word(name), name)
+            for name in sorted(known_types)
+            if name not in words.history_only
+        ]
+        self._topics = [
+            Subject(topic.name, topic.about, topic.modality, topic.event_types, topic.futures)
+            for topic in pool.topics
+            if is_asked_of_future(topic, words)
+        ]
+        taken = {subject.event_types for subject in self._topics}
+        self._types = [
+            Subject(f"{modality}_{name}", pool.word(name), modality, (name,))
+            for modality, names in known_types.items()
+            if modality not in words.history_only
+            for name in names
+            if name not in words.passive and (name,) not in taken
+        ]
+        self._shortened: dict[int, list[FutureUser]] = {}
+        self._groups: dict[tuple[int, ...], tuple[tuple[float, _Weighted], ...]] = {}
+
+    def drawn(
+        self, num_days: int, num_answers: int, rng: Random
+    ) -> list[tuple[_Question, _Numbers]]:
+        """Up to `num_answers` different questions about so long a future."""
+        horizons = tuple(days for days in HORIZONS_DAYS if days <= num_days) or (num_days,)
+        if horizons not in self._groups:
+            self._groups[horizons] = self._weighed(horizons)
+        found: list[tuple[_Question, _Numbers]] = []
+        for share, group in self._groups[horizons]:
+            count = round(num_answers * share) if share else num_answers - len(found)
+            found += group.drawn(count, rng)
+        return found
+
+    def _weighed(self, horizons: tuple[int, ...]) -> "tuple[tuple[float, _Weighted], ...]":
+        """Groups of questions and their shares; the last takes what is left."""
+        wide = [(kind, self._overall, days) for kind in _WIDE for days in horizons]
+        wide += [("detail", subject, horizons[-1]) for subject in self._details]
+        subjects = [self._overall, *self._details, *self._topics]
+        habits = _habits([of for of in subjects if not of.befalls(self.pool)], horizons)
+        types = _habits([*self._types, *_pairs(self._types)], horizons)
+        return (
+            (_WIDE_SHARE, self._weighted(wide)),
+            (_OUTCOME_SHARE, self._weighted(self._outcomes(horizons))),
+            (_TYPE_SHARE, self._weighted(types)),
+            (0.0, self._weighted(habits)),
+        )
+
+    def _outcomes(self, horizons: tuple[int, ...]) -> list[_Question]:
+        values = self.pool.words.values
+        kinds_of: list[tuple[Subject, tuple[str, ...]]] = [(self._overall, _OVERALL_OUTCOMES)]
+        kinds_of += [(of, _value_kinds(self.pool, of)) for of in self._details if of.name in values]
+        kinds_of += [(of, _VALUE_KINDS) for of in self._types if of.modality in values]
+        kinds_of += [(of, tuple(of.phrasings)) for of in self._topics if of.befalls(self.pool)]
+        return [
+            (kind, subject, days)
+            for subject, kinds in kinds_of
+            for kind in kinds
+            for days in (horizons[-2:] if kind == "churn" else horizons)
+        ]
+
+    def _weighted(self, questions: Sequence[_Question]) -> "_Weighted":
+        choices = [
+            (question, [(self._spread(question, numbers), numbers) for numbers in numbers_of])
+            for question in questions
+            for numbers_of in [_numbers(question, self.pool)]
+        ]
+        return _Weighted(choices)
+
+    def _spread(self, question: _Question, numbers: _Numbers) -> float:
+        """How likely two users of the sample are told apart by the answer."""
+        kind, subject, days = question
+        asked = Asked(subject=subject, count=numbers[0], level=numbers[1])
+        told = Counter(
+            _HEAD.split(answer(kind, user, self.pool, asked), maxsplit=1)[0]
+            for user in self._within(days)
+        )
+        num_users = max(len(self._sample), 1)
+        spread = 1.0 - sum((count / num_users) ** 2 for count in told.values())
+        return max(spread if told.keys() <= _YES_NO else _OPEN * spread, _LEAST_SPREAD)
+
+    def _within(self, days: int) -> list[FutureUser]:
+        if days not in self._shortened:
+            self._shortened[days] = [user.within(days) for user in self._sample]
+        return self._shortened[days]
+
+
+class _Weighted:
+    """Questions to draw from: first one of them, then the numbers in it."""
+
+    def __init__(
+        self, choices: Sequence[tuple[_Question, Sequence[tuple[float, _Numbers]]]]
+    ) -> None:
+        self._choices = choices
+        self._cumulated = list(accumulate(max(weights)[0] for _, weights in choices))
+
+    def drawn(self, count: int, rng: Random) -> list[tuple[_Question, _Numbers]]:
+        """Up to `count` different questions."""
+        places = range(len(self._choices))
+        chosen = dict.fromkeys(places if count >= len(places) else ())
+        while len(chosen) < min(count, len(places)):
+            drawn = rng.choices(places, cum_weights=self._cumulated, k=count - len(chosen))
+            chosen |= dict.fromkeys(drawn)
+        found = []
+        for place in chosen:
+            question, weighed = self._choices[place]
+            weights, numbers = zip(*weighed, strict=True)
+            found.append((question, rng.choices(numbers, weights)[0]))
+        return found
 
 
 def answer_futures(
     history: Activity,
     future: Activity,
-    pool: TopicPool,
-    known_types: Mapping[str, tuple[str, ...]],
+    questions: FutureQuestions,
     num_answers: int,
     rng: Random,
 ) -> list[Answered]:
-    """Answer up to `num_answers` different questions about what comes, each over some horizon.
-
-    Wide questions (what will happen, what changes); habits (whether, how often, on so many days or
-    more or at most, when, whether more or less than before) of everything, each modality, each
-    topic that asks for one and each event type; outcomes (how high values are, how much is new,
-    what befalls the user): together they cover what may be asked of a user's future. Of some, yes
-    means more activity, of others less, so that yes has to be read with its question.
-
-    `known_types`: the data set's event types by modality. Who is asked what must not depend on
-    what comes: a question asked only of those it is true of would always be answered yes.
-    """
-    horizons = [days for days in HORIZONS_DAYS if days <= future.num_days] or [future.num_days]
-    details = [
-        Subject(name, pool.word(name), name)
-        for name in sorted(known_types)
-        if name not in pool.words.history_only
-    ]
-    overall = Subject("overall", pool.words.everything)
-    subjects = [overall, *details]
-    subjects += [
-        Subject(topic.name, topic.about, topic.modality, topic.event_types, topic.futures)
-        for topic in pool.topics
-        if is_asked_of_future(topic, pool.words)
-    ]
-    types = _type_subjects(pool, known_types, subjects)
-    wide = [(kind, overall, days) for kind in _WIDE for days in horizons]
-    wide += [("detail", subject, horizons[-1]) for subject in details]
-    habits = _habits([of for of in subjects if not of.befalls(pool)], horizons)
-    outcomes = [
-        (kind, subject, days)
-        for subject, kinds in (
-            (overall, ("explore", "repeat", "busy", "churn")),
-            *((of, _value_kinds(pool, of)) for of in details if of.name in pool.words.values),
-            *((of, tuple(of.phrasings)) for of in subjects if of.befalls(pool)),
-        )
-        for kind in kinds
-        for days in (horizons[-2:] if kind == "churn" else horizons)
-    ]
-    questions = [
-        *_some(wide, round(num_answers * _WIDE_SHARE), rng),
-        *_some(outcomes, round(num_answers * _OUTCOME_SHARE), rng),
-        *_some(_habits(types, horizons), round(num_answers * _TYPE_SHARE), rng),
-    ]
-    questions += _some(habits, num_answers - len(questions), rng)
+    """Answer up to `num_answers` different questions about what comes, each over some horizon."""
+    user = FutureUser(history=history, future=future)
     return [
-        _answered(question, FutureUser(history=history, future=future), pool, rng)
-        for question in questions
+        _answered(question, numbers, user, questions.pool, rng)
+        for question, numbers in questions.drawn(future.num_days, num_answers, rng)
     ]
 
 
-def _answered(question: _Question, user: FutureUser, pool: TopicPool, rng: Random) -> Answered:
+def _answered(
+    question: _Question, numbers: _Numbers, user: FutureUser, pool: TopicPool, rng: Random
+) -> Answered:
     kind, subject, days = question
+    count, level = numbers
     meaning = pool.words.values.get(subject.modality)
     template = rng.choice(_templates(kind, subject, pool, rng))
     about = rng.choice((subject.about, *pool.words.synonyms.get(subject.about, ())))
-    code = zlib.crc32(f"{template} {about}".encode())
-    counts = [count for count in _COUNTS if count < days] or [1]
-    asked = Asked(
-        subject=subject,
-        count=counts[(code + rng.randrange(_COUNTS_PER_QUESTION)) % len(counts)],
-        level=_level(meaning, rng) if meaning else 0.0,
-    )
     query = template.format(
-        **_names(code, days, pool),
+        **_names(zlib.crc32(f"{template} {about}".encode()), days, pool),
         about=about,
         days=days,
-        count=asked.count,
-        limit=asked.count + 1,
+        count=count,
+        limit=count + 1,
         unit=meaning.unit if meaning else "",
-        level=f"{asked.level:.0f}",
+        level=f"{level:.0f}",
     )
+    asked = Asked(subject=subject, count=count, level=level)
     told = answer(kind, user.within(days), pool, asked)
     topic = f"future_{kind}_{subject.name}_{days}d"
     return Answered(topic, capitalised(query), capitalised(told))
@@ -137,24 +238,33 @@ def _templates(kind: str, subject: Subject, pool: TopicPool, rng: Random) -> tup
     return own if is_own else pool.futures[kind]
 
 
-def _level(meaning: ValueMeaning, rng: Random) -> float:
+def _numbers(question: _Question, pool: TopicPool) -> list[_Numbers]:
+    """The numbers that may stand in a question."""
+    kind, subject, days = question
+    if kind in ("at_least", "at_most"):
+        return [(count, 0.0) for count in _COUNTS if count < days] or [(1, 0.0)]
+    if kind in ("value_at_least", "value_below"):
+        return [(1, level) for level in _levels(pool.words.values[subject.modality])]
+    return [(1, 0.0)]
+
+
+def _levels(meaning: ValueMeaning) -> list[float]:
     levels = [meaning.low + level * (meaning.high - meaning.low) for level in _LEVELS]
     # Nobody asks whether a sum is below -20 where 60 is low.
-    return rng.choice([level for level in levels if level >= min(0.0, meaning.low)])
+    return [level for level in levels if level >= min(0.0, meaning.low)]
 
 
-def _type_subjects(
-    pool: TopicPool, known_types: Mapping[str, tuple[str, ...]], known: Sequence[Subject]
-) -> list[Subject]:
-    """Event types that no subject is about already and in which the user does something."""
-    words = pool.words
-    taken = {subject.event_types for subject in known}
+def _pairs(types: Sequence[Subject]) -> list[Subject]:
+    """Two event types of a modality: one or the other."""
     return [
-        Subject(f"{modality}_{name}", pool.word(name), modality, (name,))
-        for modality, names in known_types.items()
-        if modality not in words.history_only
-        for name in names
-        if name not in words.passive and (name,) not in taken
+        Subject(
+            f"{one.modality}_pair",
+            f"{one.about} or {other.about}",
+            one.modality,
+            (*one.event_types, *other.event_types),
+        )
+        for one, other in combinations(types, 2)
+        if one.modality == other.modality
     ]
 
 
@@ -171,10 +281,6 @@ def _habits(subjects: Sequence[Subject], horizons: Sequence[int]) -> list[_Quest
 def _value_kinds(pool: TopicPool, subject: Subject) -> tuple[str, ...]:
     is_passed = pool.words.values[subject.modality].pass_mark is not None
     return (*_VALUE_KINDS, "fail") if is_passed else _VALUE_KINDS
-
-
-def _some(questions: list[_Question], count: int, rng: Random) -> list[_Question]:
-    return rng.sample(questions, min(count, len(questions)))
 
 
 def _names(code: int, days: int, pool: TopicPool) -> dict[str, str]:

@@ -4,7 +4,7 @@ Every user draws from a random generator of its own, so that triples depend on t
 user alone: not on the order of users, nor on who else is there. Never reads labels.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -17,7 +17,8 @@ from tqdm import tqdm
 from qanchor.config import Config
 from qanchor.data.activity import collect
 from qanchor.data.dataset import EVENTS_FILE, SCHEMA_FILE, Dataset
-from qanchor.data.futures import answer_futures
+from qanchor.data.future_answers import FutureUser
+from qanchor.data.futures import FutureQuestions, answer_futures
 from qanchor.data.grounded import GroundedUser, answer_topics
 from qanchor.data.profile import Event, Profile
 from qanchor.data.topics import TopicPool, load_topics
@@ -29,6 +30,8 @@ TRIPLE_COLUMNS = ("user_id", "kind", "topic", "query", "answer")
 SHIFT_COLUMN = "asof_shift"
 
 _CHUNK_TRIPLES = 1 << 15
+_SAMPLE_USERS = 200
+"""Train users by whose futures questions are weighed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class _Maker:
 
     pool: TopicPool
     known_types: Mapping[str, tuple[str, ...]]
+    questions: FutureQuestions
     window_days: int
     future_days: int
     options: TripleOptions
@@ -82,7 +86,7 @@ class _Maker:
             num_days = min(self.future_days, self.future_days - shift)
             future = collect(after, profile.as_of_s, 0, num_days)
             for each in answer_futures(
-                history, future, self.pool, self.known_types, options.per_user_future, rng
+                history, future, self.questions, options.per_user_future, rng
             ):
                 yield Triple(user_id, "future", each.topic, each.query, each.answer, shift)
         rng = Random(f"{options.seed}/uqa/{view.name}")
@@ -102,9 +106,15 @@ def make_triples(dataset: Dataset, options: TripleOptions | None = None) -> Iter
         rule = "must be at least 1 to make future triples and further views"
         remedy = "set it, or ask for per_user_future=0 and views_per_user=0"
         raise DataError(f"{SCHEMA_FILE}: future_days", config.future_days, rule, remedy)
+    pool = load_topics(dataset.path, dataset.name, dataset.schema, config.attributes)
+    types = known_types(dataset)
+    train = dataset.user_ids("train") if options.per_user_future else ()
+    chosen = train[:: max(len(train) // _SAMPLE_USERS, 1)]
+    sample = [user for _, user in recorded_futures(dataset, chosen)]
     maker = _Maker(
-        pool=load_topics(dataset.path, dataset.name, dataset.schema, config.attributes),
-        known_types=known_types(dataset),
+        pool=pool,
+        known_types=types,
+        questions=FutureQuestions(pool, types, sample),
         window_days=dataset.schema.window_days,
         future_days=config.future_days,
         options=options,
@@ -118,6 +128,15 @@ def make_triples(dataset: Dataset, options: TripleOptions | None = None) -> Iter
     for view, profile, after in stream_views(dataset, shifts, with_future=with_future):
         is_learnt = options.per_user_future and dataset.split_of[view.user_id] == "train"
         yield from maker.triples(view, profile, after if is_learnt else None)
+
+
+def recorded_futures(dataset: Dataset, users: Sequence[str]) -> Iterator[tuple[str, FutureUser]]:
+    """Train users before and after their as-of moments, in the data set's order."""
+    config, window_days = dataset.config, dataset.schema.window_days
+    for view, profile, after in stream_views(dataset, dict.fromkeys(users, (0,))):
+        history = collect(profile.events, profile.as_of_s, -window_days, window_days)
+        future = collect(after, profile.as_of_s, 0, config.future_days)
+        yield view.user_id, FutureUser(history=history, future=future)
 
 
 def drawn_shifts(user_id: str, future_days: int, options: TripleOptions) -> tuple[int, ...]:

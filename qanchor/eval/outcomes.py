@@ -21,12 +21,10 @@ import numpy.typing as npt
 
 from qanchor.checkpoint import Checkpoint
 from qanchor.config import Config, load, nearest
-from qanchor.data.activity import collect
 from qanchor.data.dataset import Dataset
 from qanchor.data.future_answers import Asked, FutureUser, Subject, answer
 from qanchor.data.topics import TopicPool, load_topics
-from qanchor.data.useru import known_types
-from qanchor.data.views import stream_views
+from qanchor.data.useru import known_types, recorded_futures
 from qanchor.errors import ConfigError, DataError
 from qanchor.eval.bootstrap import Bootstrap, Interval, TestScores, interval, over_scenarios
 from qanchor.eval.config import EvalConfig
@@ -125,13 +123,8 @@ def asked_users(
     kept_out = {train[place] for place in heldout}
     pool = load_topics(dataset.path, dataset.name, dataset.schema, dataset.config.attributes)
     chosen, labels_UO = [], []
-    for view, profile, after in stream_views(dataset, dict.fromkeys(known[:max_users], (0,))):
-        window_days = dataset.schema.window_days
-        user = FutureUser(
-            history=collect(profile.events, profile.as_of_s, -window_days, window_days),
-            future=collect(after, profile.as_of_s, 0, dataset.config.future_days),
-        )
-        chosen.append(view.user_id)
+    for user_id, user in recorded_futures(dataset, known[:max_users]):
+        chosen.append(user_id)
         labels_UO.append([label(outcome, user, pool) for outcome in outcomes.values()])
     return AskedUsers(
         rows=np.array([row_of[user] for user in chosen]),

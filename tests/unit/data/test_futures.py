@@ -1,6 +1,7 @@
 """Questions about the future: what is asked, in which words, and what the answers say."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from random import Random
@@ -12,7 +13,7 @@ import pytest
 from qanchor.data.activity import Activity, collect
 from qanchor.data.dataset import open_dataset
 from qanchor.data.future_answers import Asked, FutureUser, Subject, answer
-from qanchor.data.futures import answer_futures
+from qanchor.data.futures import FutureQuestions, answer_futures
 from qanchor.data.grounded import Answered
 from qanchor.data.topics import TopicPool, load_topics
 from tests.unit.data.conftest import AS_OF_S, event_of, history_of
@@ -26,7 +27,9 @@ def _ask(
     known_types: Mapping[str, tuple[str, ...]] = MappingProxyType({"visit": (), "order": ()}),
 ) -> list[Answered]:
     """All there is to ask about a future."""
-    return answer_futures(history, future, pool, known_types, 999, Random(seed))
+    sample = [FutureUser(history=history, future=future)]
+    questions = FutureQuestions(pool, known_types, sample)
+    return answer_futures(history, future, questions, 999, Random(seed))
 
 
 def test_a_future_answer_tells_days_categories_and_change(write_tiny: Any) -> None:
@@ -154,7 +157,9 @@ def test_levels_asked_for_lie_about_low_and_high_and_never_below_nothing(write_t
     for seed in range(60):
         for each in _ask(history_of(), later, pool, seed):
             if each.topic == "future_value_below_order_14d":
-                levels |= {int(number) for number in re.findall(r"-?\d+", each.query)} - {14}
+                levels |= {int(number) for number in re.findall(r"(?<!\w)-\d+|\d+", each.query)} - {
+                    14
+                }
     assert levels == {20, 60, 100, 140, 180}
 
 
@@ -212,8 +217,71 @@ def test_questions_vary_in_words_but_not_in_what_they_ask(write_tiny: Any) -> No
     }
     for words in ("visit", "browsing", "page view", "14 days", "two weeks", "fortnight", "member"):
         assert any(words in query for query in asked), words
-    assert len(asked) > 1.5 * len(pool.futures["stop"])
+    assert len(asked) > 70
     assert set(asked.values()) == {"No, rarely: 1 of 14 days."}
+
+
+def test_what_users_differ_in_is_asked_more_often(write_tiny: Any) -> None:
+    dataset = open_dataset(write_tiny())
+    pool = load_topics(dataset.path, "tiny", dataset.schema, ())
+    types = {"visit": ("home", "shop"), "order": ("buy",)}
+    # Everybody sees the home page on two days, half of them shop, nobody buys.
+    sample = [
+        FutureUser(
+            history=history_of(),
+            future=collect(
+                [event_of(0, "home"), event_of(1, "home"), *([event_of(2, "shop")] * half)],
+                AS_OF_S,
+                0,
+                30,
+            ),
+        )
+        for half in (0, 1)
+    ]
+    questions = FutureQuestions(pool, types, sample)
+    drawn = [one for seed in range(300) for one in questions.drawn(30, 20, Random(seed))]
+    asked = Counter((kind, subject.name) for (kind, subject, _), _ in drawn)
+    assert asked["stop", "visit_shop"] > 5 * asked["stop", "visit_home"]
+    assert asked["stop", "visit_home"] > 0
+    assert asked["stop", "order_buy"] > 0
+    # On two or on three days: it is at least three that tells them apart.
+    counts = Counter(
+        count
+        for (kind, subject, _), (count, _) in drawn
+        if (kind, subject.name) == ("at_least", "overall")
+    )
+    assert counts[3] > 0.5 * counts.total()
+    assert set(counts) > {3}
+
+
+def test_two_event_types_of_a_modality_are_asked_about_together(write_tiny: Any) -> None:
+    dataset = open_dataset(write_tiny())
+    pool = load_topics(dataset.path, "tiny", dataset.schema, ())
+    later = collect([event_of(0, "home"), event_of(4, "shop")], AS_OF_S, 0, 14)
+    types = {"visit": ("home", "shop"), "order": ("buy",)}
+    told = {each.topic: each for each in _ask(history_of(), later, pool, known_types=types)}
+    assert "home or shop" in told["future_stop_visit_pair_14d"].query
+    assert told["future_often_visit_pair_14d"].answer == "No: 2 of 14 days."
+    assert not [topic for topic in told if "order_pair" in topic]
+
+
+def test_values_are_asked_of_each_event_type(write_tiny: Any) -> None:
+    path = write_tiny()
+    (path / "topics.toml").write_text('[values.order]\nunit = "sum"\nlow = 60\nhigh = 140\n')
+    pool = load_topics(path, "tiny", open_dataset(path).schema, ())
+    later = [event_of(0, "buy", "tea", 100.0), event_of(1, "refused", "tea", 20.0)]
+    told = {
+        each.topic: each.answer
+        for each in _ask(
+            history_of(),
+            collect(later, AS_OF_S, 0, 14),
+            pool,
+            known_types={"order": ("buy", "refused")},
+        )
+    }
+    assert told["future_value_order_14d"] == "Medium, 60 on average."
+    assert told["future_value_order_buy_14d"] == "Medium, 100 on average."
+    assert told["future_value_order_refused_14d"] == "Low, 20 on average."
 
 
 _ORDERS = """

@@ -220,7 +220,7 @@ def test_packaged_topics_fit_their_data_set(config: DatasetConfig, tmp_path: Pat
 
 def test_the_topic_file_of_the_manual_can_be_used(write_tiny: Any) -> None:
     manual = Path(__file__).parents[3] / "docs" / "training.md"
-    (example,) = re.findall(r"```toml\n(.*?)```", manual.read_text(), re.DOTALL)
+    example, _ = re.findall(r"```toml\n(.*?)```", manual.read_text(), re.DOTALL)
     path = write_tiny()
     (path / "topics.toml").write_text(example)
     pool = load_topics(path, "tiny", open_dataset(path).schema, ())
