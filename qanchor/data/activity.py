@@ -45,12 +45,31 @@ class Activity:
             if modality in ("", name) and (not event_types or event_type in event_types)
         )
 
-    def acts(self, passive: tuple[str, ...], modality: str = "") -> list[Record]:
-        """Records of a modality ("" = all) without `passive` event types: the user does nothing."""
+    def days(
+        self,
+        modality: str = "",
+        event_types: tuple[str, ...] = (),
+        *,
+        passive: tuple[str, ...] = (),
+    ) -> list[int]:
+        """Distinct days with records that `select` finds, ascending; `passive` types left out."""
+        return sorted(
+            {
+                day
+                for (name, event_type), records in self.by_category.items()
+                if modality in ("", name)
+                and (not event_types or event_type in event_types)
+                and event_type not in passive
+                for day, _ in records
+            }
+        )
+
+    def acts(self, passive: tuple[str, ...]) -> list[Record]:
+        """Records of all modalities without `passive` event types: there the user does nothing."""
         return _merged(
             records
-            for (name, event_type), records in self.by_category.items()
-            if modality in ("", name) and event_type not in passive
+            for (_, event_type), records in self.by_category.items()
+            if event_type not in passive
         )
 
     def between(self, first_day: int, last_day: int) -> "Activity":

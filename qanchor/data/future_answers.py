@@ -12,7 +12,6 @@ from functools import partial
 from qanchor.data.activity import (
     Activity,
     Category,
-    active_days,
     frequency_word,
     item_of,
     join_words,
@@ -62,8 +61,8 @@ class Subject:
     def days(self, activity: Activity, pool: TopicPool) -> list[int]:
         """Active days, ascending. What befalls the user counts where it is what is asked about."""
         if self.event_types:
-            return active_days(activity.select(self.modality, self.event_types))
-        return active_days(activity.acts(pool.words.passive, self.modality))
+            return activity.days(self.modality, self.event_types)
+        return activity.days(self.modality, passive=pool.words.passive)
 
     def befalls(self, pool: TopicPool) -> bool:
         """Whether it is nothing a user does, uses, skips or drops: only words made for it fit."""
@@ -100,7 +99,7 @@ def select_categories(days_by_category: dict[Category, int], limit: int) -> list
 
 def _activity_sentence(user: FutureUser, pool: TopicPool) -> str:
     span = user.future.num_days
-    days = len(active_days(user.future.acts(pool.words.passive)))
+    days = len(user.future.days(passive=pool.words.passive))
     return f"{frequency_word(days, span)} active, on {days} of {span} days"
 
 
@@ -198,8 +197,8 @@ def _trend(user: FutureUser, pool: TopicPool, asked: Asked) -> str:
 
 def _before_and_now(user: FutureUser, pool: TopicPool, asked: Asked) -> tuple[int, int]:
     """Active days in the last of the history, as long a stretch as what comes, and in that."""
-    before = asked.subject.days(user.history.between(-user.future.num_days, -1), pool)
-    return len(before), len(asked.subject.days(user.future, pool))
+    before = sum(day >= -user.future.num_days for day in asked.subject.days(user.history, pool))
+    return before, len(asked.subject.days(user.future, pool))
 
 
 def _next(user: FutureUser, pool: TopicPool, asked: Asked) -> str:

@@ -8,7 +8,8 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, combinations
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from random import Random
 
 from qanchor.data.activity import Activity
@@ -23,8 +24,11 @@ _PERIODS = {
     60: ("two months", "eight weeks", "sixty days"),
 }
 """Horizons in other words, to stand after "the next" or "the coming"."""
-_OWN_PHRASING_SHARE = 0.5
-"""Of the questions for which the data set has phrasings of its own."""
+_WORDINGS = 96
+"""Of a question: each is one more to read for a query encoder, and to be kept in memory."""
+_TYPE_WORDINGS = 32
+"""The same for questions about event types, which are many."""
+_MOST_TEMPLATES = 1 << 12
 
 _WIDE = ("outlook", "change", "novelty")
 _WIDE_SHARE = 0.25
@@ -101,22 +105,21 @@ class FutureQuestions:
             if name not in words.passive and (name,) not in taken
         ]
         self._shortened: dict[int, list[FutureUser]] = {}
-        self._groups: dict[tuple[int, ...], tuple[tuple[float, _Weighted], ...]] = {}
+        self._spreads: dict[tuple[str, str, tuple[str, ...], int, _Numbers], float] = {}
+        self._groups: dict[tuple[int, ...], tuple[tuple[float, _Group], ...]] = {}
 
-    def drawn(
-        self, num_days: int, num_answers: int, rng: Random
-    ) -> list[tuple[_Question, _Numbers]]:
+    def drawn(self, num_days: int, num_answers: int, rng: Random) -> "list[_Drawn]":
         """Up to `num_answers` different questions about so long a future."""
         horizons = tuple(days for days in HORIZONS_DAYS if days <= num_days) or (num_days,)
         if horizons not in self._groups:
             self._groups[horizons] = self._weighed(horizons)
-        found: list[tuple[_Question, _Numbers]] = []
+        found: list[_Drawn] = []
         for share, group in self._groups[horizons]:
             count = round(num_answers * share) if share else num_answers - len(found)
             found += group.drawn(count, rng)
         return found
 
-    def _weighed(self, horizons: tuple[int, ...]) -> "tuple[tuple[float, _Weighted], ...]":
+    def _weighed(self, horizons: tuple[int, ...]) -> "tuple[tuple[float, _Group], ...]":
         """Groups of questions and their shares; the last takes what is left."""
         wide = [(kind, self._overall, days) for kind in _WIDE for days in horizons]
         wide += [("detail", subject, horizons[-1]) for subject in self._details]
@@ -124,10 +127,10 @@ class FutureQuestions:
         habits = _habits([of for of in subjects if not of.befalls(self.pool)], horizons)
         types = _habits([*self._types, *_pairs(self._types)], horizons)
         return (
-            (_WIDE_SHARE, self._weighted(wide)),
-            (_OUTCOME_SHARE, self._weighted(self._outcomes(horizons))),
-            (_TYPE_SHARE, self._weighted(types)),
-            (0.0, self._weighted(habits)),
+            (_WIDE_SHARE, self._group(wide, _WORDINGS)),
+            (_OUTCOME_SHARE, self._group(self._outcomes(horizons), _WORDINGS)),
+            (_TYPE_SHARE, self._group(types, _TYPE_WORDINGS)),
+            (0.0, self._group(habits, _WORDINGS)),
         )
 
     def _outcomes(self, horizons: tuple[int, ...]) -> list[_Question]:
@@ -143,25 +146,28 @@ class FutureQuestions:
             for days in (horizons[-2:] if kind == "churn" else horizons)
         ]
 
-    def _weighted(self, questions: Sequence[_Question]) -> "_Weighted":
-        choices = [
-            (question, [(self._spread(question, numbers), numbers) for numbers in numbers_of])
+    def _group(self, questions: Sequence[_Question], num_wordings: int) -> "_Group":
+        weighed = [
+            {numbers: self._spread(question, numbers) for numbers in _numbers(question, self.pool)}
             for question in questions
-            for numbers_of in [_numbers(question, self.pool)]
         ]
-        return _Weighted(choices)
+        return _Group(questions, weighed, num_wordings)
 
     def _spread(self, question: _Question, numbers: _Numbers) -> float:
         """How likely two users of the sample are told apart by the answer."""
         kind, subject, days = question
-        asked = Asked(subject=subject, count=numbers[0], level=numbers[1])
-        told = Counter(
-            _HEAD.split(answer(kind, user, self.pool, asked), maxsplit=1)[0]
-            for user in self._within(days)
-        )
-        num_users = max(len(self._sample), 1)
-        spread = 1.0 - sum((count / num_users) ** 2 for count in told.values())
-        return max(spread if told.keys() <= _YES_NO else _OPEN * spread, _LEAST_SPREAD)
+        key = (kind, subject.name, subject.event_types, days, numbers)
+        if key not in self._spreads:
+            asked = Asked(subject=subject, count=numbers[0], level=numbers[1])
+            told = Counter(
+                _HEAD.split(answer(kind, user, self.pool, asked), maxsplit=1)[0]
+                for user in self._within(days)
+            )
+            num_users = max(len(self._sample), 1)
+            spread = 1.0 - sum((count / num_users) ** 2 for count in told.values())
+            spread *= 1.0 if told.keys() <= _YES_NO else _OPEN
+            self._spreads[key] = max(spread, _LEAST_SPREAD)
+        return self._spreads[key]
 
     def _within(self, days: int) -> list[FutureUser]:
         if days not in self._shortened:
@@ -169,27 +175,48 @@ class FutureQuestions:
         return self._shortened[days]
 
 
-class _Weighted:
-    """Questions to draw from: first one of them, then the numbers in it."""
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """A question with its numbers, in one of its wordings."""
+
+    question: _Question
+    numbers: _Numbers
+    wording: int
+
+    @property
+    def code(self) -> int:
+        """Decides the words: always the same in the same wording of the same question."""
+        kind, subject, days = self.question
+        return zlib.crc32(f"{kind} {subject.about} {days} {self.numbers} {self.wording}".encode())
+
+
+class _Group:
+    """Questions to draw from: first one of them, then the numbers in it, then the wording."""
 
     def __init__(
-        self, choices: Sequence[tuple[_Question, Sequence[tuple[float, _Numbers]]]]
+        self,
+        questions: Sequence[_Question],
+        weighed: Sequence[Mapping[_Numbers, float]],
+        num_wordings: int,
     ) -> None:
-        self._choices = choices
-        self._cumulated = list(accumulate(max(weights)[0] for _, weights in choices))
+        self._questions = questions
+        self._weighed = weighed
+        self._cumulated = list(accumulate(max(weights.values()) for weights in weighed))
+        self._num_wordings = num_wordings
 
-    def drawn(self, count: int, rng: Random) -> list[tuple[_Question, _Numbers]]:
+    def drawn(self, count: int, rng: Random) -> list[_Drawn]:
         """Up to `count` different questions."""
-        places = range(len(self._choices))
+        places = range(len(self._questions))
         chosen = dict.fromkeys(places if count >= len(places) else ())
         while len(chosen) < min(count, len(places)):
             drawn = rng.choices(places, cum_weights=self._cumulated, k=count - len(chosen))
             chosen |= dict.fromkeys(drawn)
         found = []
         for place in chosen:
-            question, weighed = self._choices[place]
-            weights, numbers = zip(*weighed, strict=True)
-            found.append((question, rng.choices(numbers, weights)[0]))
+            weights = self._weighed[place]
+            (numbers,) = rng.choices(list(weights), list(weights.values()))
+            wording = rng.randrange(self._num_wordings)
+            found.append(_Drawn(self._questions[place], numbers, wording))
         return found
 
 
@@ -203,22 +230,17 @@ def answer_futures(
     """Answer up to `num_answers` different questions about what comes, each over some horizon."""
     user = FutureUser(history=history, future=future)
     return [
-        _answered(question, numbers, user, questions.pool, rng)
-        for question, numbers in questions.drawn(future.num_days, num_answers, rng)
+        _answered(drawn, user, questions.pool)
+        for drawn in questions.drawn(future.num_days, num_answers, rng)
     ]
 
 
-def _answered(
-    question: _Question, numbers: _Numbers, user: FutureUser, pool: TopicPool, rng: Random
-) -> Answered:
-    kind, subject, days = question
-    count, level = numbers
+def _answered(drawn: _Drawn, user: FutureUser, pool: TopicPool) -> Answered:
+    kind, subject, days = drawn.question
+    count, level = drawn.numbers
     meaning = pool.words.values.get(subject.modality)
-    template = rng.choice(_templates(kind, subject, pool, rng))
-    about = rng.choice((subject.about, *pool.words.synonyms.get(subject.about, ())))
-    query = template.format(
-        **_names(zlib.crc32(f"{template} {about}".encode()), days, pool),
-        about=about,
+    query = _template(drawn, pool).format(
+        **_names(drawn, pool),
         days=days,
         count=count,
         limit=count + 1,
@@ -231,11 +253,28 @@ def _answered(
     return Answered(topic, capitalised(query), capitalised(told))
 
 
-def _templates(kind: str, subject: Subject, pool: TopicPool, rng: Random) -> tuple[str, ...]:
-    """Phrasings to choose one from."""
+def _template(drawn: _Drawn, pool: TopicPool) -> str:
+    kind, subject, _ = drawn.question
     own = (*subject.phrasings.get(kind, ()), *pool.words.futures.get(kind, ()))
-    is_own = subject.befalls(pool) or (own and rng.random() < _OWN_PHRASING_SHARE)
-    return own if is_own else pool.futures[kind]
+    # Of phrasings of the data set's own every other question, where it has them.
+    is_own = subject.befalls(pool) or (own and drawn.wording % 2)
+    templates = own if is_own else pool.futures[kind]
+    return templates[drawn.code % len(templates)]
+
+
+def _names(drawn: _Drawn, pool: TopicPool) -> dict[str, str]:
+    """What user, subject and span are called in a wording."""
+    _, subject, days = drawn.question
+    code = drawn.code // _MOST_TEMPLATES
+    names = []
+    for choices in (
+        (*pool.subjects, *[pool.words.subject] * len(pool.subjects)),
+        (subject.about, *pool.words.synonyms.get(subject.about, ())),
+        _PERIODS.get(days, (f"{days} days",)),
+    ):
+        code, place = divmod(code, len(choices))
+        names.append(choices[place])
+    return dict(zip(("subject", "about", "period"), names, strict=True))
 
 
 def _numbers(question: _Question, pool: TopicPool) -> list[_Numbers]:
@@ -255,7 +294,7 @@ def _levels(meaning: ValueMeaning) -> list[float]:
 
 
 def _pairs(types: Sequence[Subject]) -> list[Subject]:
-    """Two event types of a modality: one or the other."""
+    """Each event type with the next of its modality: one or the other."""
     return [
         Subject(
             f"{one.modality}_pair",
@@ -263,7 +302,7 @@ def _pairs(types: Sequence[Subject]) -> list[Subject]:
             one.modality,
             (*one.event_types, *other.event_types),
         )
-        for one, other in combinations(types, 2)
+        for one, other in pairwise(types)
         if one.modality == other.modality
     ]
 
@@ -281,16 +320,3 @@ def _habits(subjects: Sequence[Subject], horizons: Sequence[int]) -> list[_Quest
 def _value_kinds(pool: TopicPool, subject: Subject) -> tuple[str, ...]:
     is_passed = pool.words.values[subject.modality].pass_mark is not None
     return (*_VALUE_KINDS, "fail") if is_passed else _VALUE_KINDS
-
-
-def _names(code: int, days: int, pool: TopicPool) -> dict[str, str]:
-    """What the user and the span are called in a question: always the same in the same question.
-
-    So there are many names, but not many times as many questions to read.
-    """
-    names = (*pool.subjects, *[pool.words.subject] * len(pool.subjects))
-    periods = _PERIODS.get(days, (f"{days} days",))
-    return {
-        "subject": names[code % len(names)],
-        "period": periods[code // len(names) % len(periods)],
-    }

@@ -1,7 +1,7 @@
 """UserU: (user, query, answer) triples for pre-training, from histories and train users' futures.
 
-Every user draws from a random generator of its own, so that triples depend on the seed and the
-user alone: not on the order of users, nor on who else is there. Never reads labels.
+Every user draws from a random generator of its own, so that triples depend on the seed, the user
+and what a sample of train users differs in: not on the order of users. Never reads labels.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ TRIPLE_COLUMNS = ("user_id", "kind", "topic", "query", "answer")
 SHIFT_COLUMN = "asof_shift"
 
 _CHUNK_TRIPLES = 1 << 15
-_SAMPLE_USERS = 200
+_SAMPLE_USERS = 100
 """Train users by whose futures questions are weighed."""
 
 
