@@ -31,11 +31,11 @@ _TYPE_WORDINGS = 32
 _MOST_TEMPLATES = 1 << 12
 
 _WIDE = ("outlook", "change", "novelty")
-_WIDE_SHARE = 0.25
+_WIDE_SHARE = 0.2
 """Of the questions; their answers are long, those of narrow ones a few words."""
 _TYPE_SHARE = 0.2
 """Of the questions; about an event type or two, of which there may be any number."""
-_OUTCOME_SHARE = 0.2
+_OUTCOME_SHARE = 0.25
 """Of the questions; few kinds, which would hardly come up among those of habits."""
 _HABITS = (
     "frequency", "often", "heavy", "at_least", "at_most", "trend", "stop", "fall", "grow", "next",
@@ -50,7 +50,6 @@ _LEAST_SPREAD = 0.02
 """What hardly varies is asked now and then; half is the most that yes or no can vary."""
 _HEAD = re.compile("[,:.]")
 """Ends what answers are told apart by: "yes", "no", "it rises"."""
-_YES_NO = {"yes", "no", "none"}
 _OPEN = 0.4
 """By how much the spread of other answers counts: there are more of them to differ in."""
 
@@ -154,7 +153,7 @@ class FutureQuestions:
         return _Group(questions, weighed, num_wordings)
 
     def _spread(self, question: _Question, numbers: _Numbers) -> float:
-        """How likely two users of the sample are told apart by the answer."""
+        """How likely two users of the sample are told apart by the answer, neither without one."""
         kind, subject, days = question
         key = (kind, subject.name, subject.event_types, days, numbers)
         if key not in self._spreads:
@@ -163,9 +162,11 @@ class FutureQuestions:
                 _HEAD.split(answer(kind, user, self.pool, asked), maxsplit=1)[0]
                 for user in self._within(days)
             )
-            num_users = max(len(self._sample), 1)
-            spread = 1.0 - sum((count / num_users) ** 2 for count in told.values())
-            spread *= 1.0 if told.keys() <= _YES_NO else _OPEN
+            share = {head: count / len(self._sample) for head, count in told.items()}
+            if share.keys() <= {"yes", "no", "none"}:
+                spread = 2 * share.get("yes", 0.0) * share.get("no", 0.0)
+            else:
+                spread = _OPEN * (1.0 - sum(part**2 for part in share.values()))
             self._spreads[key] = max(spread, _LEAST_SPREAD)
         return self._spreads[key]
 
