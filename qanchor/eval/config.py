@@ -74,6 +74,8 @@ class EvalConfig(Config, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.label_counts or min(self.label_counts) < 2:
             raise ConfigError("label_counts", self.label_counts, "at least 2 each", "set 20")
+        if self.outcome_users < 2:
+            raise ConfigError("outcome_users", self.outcome_users, "at least 2", "set 1500")
         if self.label_draws < 1:
             raise ConfigError("label_draws", self.label_draws, "at least 1", "set 40")
 

@@ -99,6 +99,10 @@ def read_outcomes(path: Path, dataset: Dataset) -> dict[str, Outcome]:
             if event_type not in types.get(one.modality, all_types):
                 remedy = nearest(event_type, all_types)
                 raise ConfigError(f"{where}: event_types", event_type, "no event has it", remedy)
+        if one.kind == "explore" and (one.modality or one.event_types):
+            rule = "explore is told of everything a user meets"
+            remedy = "leave modality and event_types out"
+            raise ConfigError(where, one.modality or one.event_types, rule, remedy)
         if not one.questions or not all(question.strip() for question in one.questions):
             rule = "needs questions"
             raise ConfigError(f"{where}: questions", one.questions, rule, "ask something")

@@ -155,6 +155,7 @@ def test_an_outcome_that_cannot_be_told_is_refused(dataset: Dataset, tmp_path: P
             "did you mean 'shared_bike'",
         ),
         ('kind = "stop"\ndays = 30\nmodality = "bil"\n', "no such modality"),
+        ('kind = "explore"\ndays = 30\nmodality = "bill"\n', "told of everything"),
     ):
         path.write_text(head + rest)
         with pytest.raises(ConfigError, match=said):
