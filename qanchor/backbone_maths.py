@@ -27,13 +27,13 @@ def check_decoder(config: Any) -> None:
     )
 
 
-def check_text_encoder(config: Any, field: str) -> None:
-    """Raise ConfigError at `field` unless it is a plain BERT."""
+def check_text_encoder(config: Any, field: str, kinds: tuple[str, ...] = ("bert",)) -> None:
+    """Raise ConfigError at `field` unless it is a plain BERT, or of another of `kinds`."""
     position = getattr(config, "position_embedding_type", None) or "absolute"
     _check(
         field,
         [
-            ("model_type", config.model_type, "bert"),
+            ("model_type", config.model_type, kinds),
             ("hidden_act", getattr(config, "hidden_act", None), "gelu"),
             ("position_embedding_type", position, "absolute"),
         ],
@@ -41,9 +41,21 @@ def check_text_encoder(config: Any, field: str) -> None:
     )
 
 
+QUERY_ENCODERS = ("bert", "mpnet")
+"""Kinds of encoder that may read questions."""
+
+
+def num_text_positions(config: Any) -> int:
+    """Most tokens of a text. MPNet numbers positions from behind that of padding."""
+    is_mpnet = config.model_type == "mpnet"
+    return int(config.max_position_embeddings) - (config.pad_token_id + 1 if is_mpnet else 0)
+
+
 def _check(field: str, rules: list[tuple[str, object, object]], remedy: str) -> None:
-    """`rules`: name, value found, value supported."""
+    """`rules`: name, value found, value supported, or a tuple of several."""
     for name, value, supported in rules:
-        if value != supported:
-            rule = f"must be {supported}: the exported graphs compute nothing else"
+        allowed = supported if isinstance(supported, tuple) else (supported,)
+        if value not in allowed:
+            words = " or ".join(str(one) for one in allowed)
+            rule = f"must be {words}: the exported graphs compute nothing else"
             raise ConfigError(f"{field}.{name}", value, rule, remedy)

@@ -1,10 +1,15 @@
 """Fixtures and settings shared by all tests; what is missing is named in the skip reason."""
 
 import importlib.util
+import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # Before torch is imported: tiny models gain nothing from threads, and on a busy machine two
 # waiting thread pools slow each other down thirtyfold.
@@ -47,6 +52,19 @@ def sentence_encoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.enable_truncation(6)
     tokenizer.save(str(directory / "tokenizer.json"))
     return directory
+
+
+def with_mpnet_ids(tokenizer: "Tokenizer") -> "Tokenizer":
+    """The same with [CLS] at 0 and [PAD] at 1: MPNet takes 1 for padding wherever it stands."""
+    from tokenizers import Tokenizer
+
+    found = json.loads(tokenizer.to_str())
+    found["model"]["vocab"] |= {"[CLS]": 0, "[PAD]": 1}
+    found["added_tokens"][0]["id"], found["added_tokens"][1]["id"] = 1, 0
+    found["added_tokens"].sort(key=lambda token: token["id"])
+    found["post_processor"]["special_tokens"]["[CLS]"]["ids"] = [0]
+    found["truncation"] = found["padding"] = None
+    return Tokenizer.from_str(json.dumps(found))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -100,7 +100,9 @@ def _empty_cls(model: BertModel, cls_id: int) -> None:
         model.embeddings.token_type_embeddings.weight[0] = 0
 
 
-def load_text_encoder(path: Path, field: str) -> PreTrainedModel:
+def load_text_encoder(
+    path: Path, field: str, kinds: tuple[str, ...] = ("bert",)
+) -> PreTrainedModel:
     """A text encoder from a local Hugging Face directory. Raises ConfigError at `field`."""
     if not (path / "config.json").is_file():
         raise ConfigError(
@@ -110,7 +112,7 @@ def load_text_encoder(path: Path, field: str) -> PreTrainedModel:
             "give a Hugging Face model directory",
         )
     found = AutoConfig.from_pretrained(path, local_files_only=True)
-    check_text_encoder(found, field.removesuffix(".path"))
+    check_text_encoder(found, field.removesuffix(".path"), kinds)
     model: PreTrainedModel = AutoModel.from_pretrained(
         path, add_pooling_layer=False, local_files_only=True, dtype=torch.float32
     )

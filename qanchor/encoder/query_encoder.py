@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from qanchor.backbone_maths import QUERY_ENCODERS, num_text_positions
 from qanchor.bundle.packing import FloatArray, SuffixQuery
 from qanchor.config import Config
 from qanchor.encoder.event_encoder import load_text_encoder
@@ -81,7 +82,7 @@ class QueryEncoder:
     @property
     def num_positions(self) -> int:
         """Most tokens of a text, the tokenizer's own included."""
-        return int(self.model.config.max_position_embeddings)
+        return num_text_positions(self.model.config)
 
     def tokens(self, text: str) -> tuple[int, ...]:
         """Token ids of a question as it stands, closed by the tokenizer's own."""
@@ -185,5 +186,9 @@ def read_query(encoder: QueryEncoder, query_map: QueryMap, token_ids: Sequence[i
 def load_query_encoder(directory: Path) -> QueryEncoder:
     """A sentence encoder of a Hugging Face directory, for reading alone. Raises ConfigError."""
     field = "query_encoder.path"
-    model = load_text_encoder(directory, field).eval().requires_grad_(requires_grad=False)
+    model = (
+        load_text_encoder(directory, field, QUERY_ENCODERS)
+        .eval()
+        .requires_grad_(requires_grad=False)
+    )
     return QueryEncoder(model, load_tokenizer(directory, field))

@@ -14,6 +14,7 @@ import onnx
 import pytest
 import pytest_asyncio
 import torch
+from transformers import MPNetConfig, MPNetModel
 
 from qanchor import config
 from qanchor.bundle.manifest import (
@@ -32,6 +33,7 @@ from qanchor.bundle.scenario_file import ScenarioFile
 from qanchor.client import AsyncClient, ClientError
 from qanchor.config import Scenario
 from qanchor.data.profile import Event, Profile
+from qanchor.encoder.query_encoder import QueryEncoder
 from qanchor.errors import BundleError, ConfigError
 from qanchor_export.bundle_writer import export_bundle
 from qanchor_export.random_source import TINY, random_source
@@ -47,6 +49,7 @@ from qanchor_server.failures import Overloaded, Retryable
 from qanchor_server.main import Server
 from qanchor_server.query_reader import QueryReader
 from qanchor_server.resolve import Resolver
+from tests.conftest import with_mpnet_ids
 from tests.parity.conftest import SCHEMA
 
 NOW_S = 1_000 * 86_400
@@ -80,6 +83,33 @@ def test_every_road_of_the_bundle_is_torchs(reading: ExportSource, bundle: Bundl
     assert "one full pass, the bundle's scenarios" in names
     for check in checks:
         assert check.is_ok, f"{check.name}: max {check.max_abs:.3e}, mean {check.mean_abs:.3e}"
+
+
+def test_an_mpnet_reads_as_by_torch(reading: ExportSource, tmp_path: Path) -> None:
+    assert reading.query_encoder is not None
+    bert, tokenizer = reading.query_encoder.model.config, reading.query_encoder.tokenizer
+    mpnet = MPNetConfig(
+        vocab_size=bert.vocab_size, hidden_size=bert.hidden_size, intermediate_size=32,
+        num_hidden_layers=2, num_attention_heads=2, initializer_range=0.2,
+        max_position_embeddings=bert.max_position_embeddings + 2,
+    )  # fmt: skip
+    torch.manual_seed(6)
+    model = MPNetModel(mpnet, add_pooling_layer=False).eval()
+    # It starts at nothing, and would not be missed.
+    torch.nn.init.normal_(model.encoder.relative_attention_bias.weight)
+    encoder = QueryEncoder(model, with_mpnet_ids(tokenizer))
+    made = replace(reading, query_encoder=encoder)
+    export_bundle(made, tmp_path / "bundle")
+    bundle = open_bundle(tmp_path / "bundle")
+    for check in verify(BundleRunner(bundle, num_threads=1), made, num_users=2):
+        assert check.is_ok, f"{check.name}: max {check.max_abs:.3e}, mean {check.mean_abs:.3e}"
+    runner = BundleRunner(bundle, num_threads=1)
+    longest = SAMPLE_QUERIES[0]
+    while len(encoder.tokens(longest + " too")) <= MAX_READ_LEN:
+        longest += " too"
+    for text in ("Why?", *SAMPLE_QUERIES, longest):
+        found, wanted = runner.query(text).prompt_rows_KD, make_query(made, text).prompt_rows_KD
+        np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
 @pytest.mark.parametrize("precision", ["int8", "float16"])

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import BertModel
+from transformers import BertModel, MPNetConfig, MPNetModel
 
 from qanchor.checkpoint import (
     Checkpoint,
@@ -45,6 +45,7 @@ from qanchor.train.step import StepLosses
 from qanchor.train.triples import read_triple_texts
 from qanchor.tune.prefix_cache import encode_prefixes
 from qanchor.tune.suffix_pass import SuffixPass
+from tests.conftest import with_mpnet_ids
 from tests.unit.core.conftest import QUERIES
 
 TEXTS = (*QUERIES, "Why?", "Does the user travel far, and how often, and with whom?")
@@ -53,6 +54,36 @@ TEXTS = (*QUERIES, "Why?", "Does the user travel far, and how often, and with wh
 @pytest.fixture
 def encoder(sentence_encoder_dir: Path) -> QueryEncoder:
     return load_query_encoder(sentence_encoder_dir)
+
+
+@pytest.fixture
+def mpnet_dir(sentence_encoder_dir: Path, tmp_path: Path) -> Path:
+    """A small MPNet with the same tokenizer; its weights are random."""
+    tokenizer = with_mpnet_ids(load_query_encoder(sentence_encoder_dir).tokenizer)
+    mpnet = MPNetConfig(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=24, num_hidden_layers=2,
+        num_attention_heads=3, intermediate_size=40, max_position_embeddings=82,
+        initializer_range=0.2,
+    )  # fmt: skip
+    torch.manual_seed(4)
+    MPNetModel(mpnet, add_pooling_layer=False).save_pretrained(tmp_path / "mpnet")
+    tokenizer.save(str(tmp_path / "mpnet" / "tokenizer.json"))
+    return tmp_path / "mpnet"
+
+
+def test_an_mpnet_reads_too(mpnet_dir: Path, tmp_path: Path) -> None:
+    encoder = load_query_encoder(mpnet_dir)
+    assert encoder.num_positions == 80
+    mpnet = MPNetModel.from_pretrained(mpnet_dir).eval()
+    longest = encoder.tokens(" ".join(["user"] * 200))[:80]
+    ids = [*(encoder.tokens(text) for text in TEXTS), longest]
+    encoder.save(tmp_path / "again")
+    for one in (encoder, load_query_encoder(tmp_path / "again")):
+        for of_text, found in zip(ids, one.states(ids), strict=True):
+            with torch.no_grad():
+                states = mpnet(input_ids=torch.tensor([of_text]), output_hidden_states=True)
+            wanted = torch.cat([states.hidden_states[layer][0] for layer in (1, 2)], dim=-1)
+            np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5)
 
 
 @pytest.fixture
