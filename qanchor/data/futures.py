@@ -153,7 +153,7 @@ class FutureQuestions:
         return _Group(questions, weighed, num_wordings)
 
     def _spread(self, question: _Question, numbers: _Numbers) -> float:
-        """How likely two users of the sample are told apart by the answer, neither without one."""
+        """How likely a user has an answer, and another that has one has another."""
         kind, subject, days = question
         key = (kind, subject.name, subject.event_types, days, numbers)
         if key not in self._spreads:
@@ -164,7 +164,8 @@ class FutureQuestions:
             )
             share = {head: count / len(self._sample) for head, count in told.items()}
             if share.keys() <= {"yes", "no", "none"}:
-                spread = 2 * share.get("yes", 0.0) * share.get("no", 0.0)
+                yes, no = share.get("yes", 0.0), share.get("no", 0.0)
+                spread = 2 * yes * no / (yes + no) if yes + no else 0.0
             else:
                 spread = _OPEN * (1.0 - sum(part**2 for part in share.values()))
             self._spreads[key] = max(spread, _LEAST_SPREAD)
