@@ -239,7 +239,9 @@ def _attention(
 ) -> Attention | None:
     if "attention" not in settings.parts:
         return None
-    users = judged.test_rows[: settings.attention_users].tolist()
+    # The lowest ids are often the oldest users.
+    drawn = np.random.default_rng([settings.seed, 9]).permutation(len(judged.test_rows))
+    users = judged.test_rows[np.sort(drawn[: settings.attention_users])].tolist()
     return attention_shares(subject.checkpoint, corpus, users, dataset.scenarios, subject.tuned)
 
 
