@@ -46,9 +46,8 @@ QUERY_ENCODERS = ("bert", "mpnet")
 
 
 def num_text_positions(config: Any) -> int:
-    """Most tokens of a text. MPNet numbers positions from behind that of padding."""
-    is_mpnet = config.model_type == "mpnet"
-    return int(config.max_position_embeddings) - (config.pad_token_id + 1 if is_mpnet else 0)
+    """Most tokens of a text. MPNet numbers them from 2 on, whatever its configuration says."""
+    return int(config.max_position_embeddings) - (2 if config.model_type == "mpnet" else 0)
 
 
 def _check(field: str, rules: list[tuple[str, object, object]], remedy: str) -> None:

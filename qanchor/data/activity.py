@@ -3,8 +3,9 @@
 The common ground of `futures` and `grounded`: both turn an `Activity` into sentences.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from qanchor.data.profile import DAY_SECONDS, Event
 
@@ -39,38 +40,31 @@ class Activity:
 
     def select(self, modality: str = "", event_types: tuple[str, ...] = ()) -> list[Record]:
         """Records of a modality ("" = all) and of some event types (none = all), by day."""
-        return _merged(
-            records
-            for (name, event_type), records in self.by_category.items()
-            if modality in ("", name) and (not event_types or event_type in event_types)
-        )
+        return _merged(self._parts(modality, event_types))
+
+    def acts(self, passive: tuple[str, ...]) -> list[Record]:
+        """Records without `passive` event types, in which the user does nothing."""
+        return _merged(self._parts(passive=passive))
 
     def days(
         self,
         modality: str = "",
         event_types: tuple[str, ...] = (),
-        *,
         passive: tuple[str, ...] = (),
     ) -> list[int]:
         """Distinct days with records that `select` finds, ascending; `passive` types left out."""
-        return sorted(
-            {
-                day
-                for (name, event_type), records in self.by_category.items()
-                if modality in ("", name)
-                and (not event_types or event_type in event_types)
-                and event_type not in passive
-                for day, _ in records
-            }
-        )
+        return active_days(chain.from_iterable(self._parts(modality, event_types, passive)))
 
-    def acts(self, passive: tuple[str, ...]) -> list[Record]:
-        """Records of all modalities without `passive` event types: there the user does nothing."""
-        return _merged(
-            records
-            for (_, event_type), records in self.by_category.items()
-            if event_type not in passive
-        )
+    def _parts(
+        self,
+        modality: str = "",
+        event_types: tuple[str, ...] = (),
+        passive: tuple[str, ...] = (),
+    ) -> Iterator[tuple[Record, ...]]:
+        for (name, event_type), records in self.by_category.items():
+            is_asked = modality in ("", name) and (not event_types or event_type in event_types)
+            if is_asked and event_type not in passive:
+                yield records
 
     def between(self, first_day: int, last_day: int) -> "Activity":
         """The part from `first_day` to `last_day`, both included."""

@@ -29,6 +29,7 @@ _WORDINGS = 96
 _TYPE_WORDINGS = 32
 """The same for questions about event types, which are many."""
 _MOST_TEMPLATES = 1 << 12
+"""What a wording's code says beyond this chooses other words than the template."""
 
 _WIDE = ("outlook", "change", "novelty")
 _WIDE_SHARE = 0.2

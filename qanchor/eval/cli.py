@@ -73,9 +73,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--outcomes",
         type=Path,
         metavar="FILE",
-        help="JSON or TOML: name to kind, days, questions and what it is about "
-        "(qanchor/eval/outcomes.py): anything train users' recorded futures answer with yes or no, "
-        "scored zero-shot, users held out from training told apart",
+        help="JSON or TOML: name to kind, days, questions and what it is about (an example: "
+        "docs/training.md, `What training asks`): anything train users' recorded futures answer "
+        "with yes or no, scored zero-shot, users held out from training told apart",
     )
     parser.add_argument(
         "--without",
