@@ -387,11 +387,12 @@ _ANSWERS: dict[str, Callable[[FutureUser, TopicPool, Asked], str]] = {
     "value_below": _value_below,
     "fail": _fail,
     "churn": _churn,
+    "fade": _churn,
     "explore": _explore,
     "repeat": _repeat,
 }
 
 
 def answer(kind: str, user: FutureUser, pool: TopicPool, asked: Asked) -> str:
-    """The answer to a question of a kind of generic.toml."""
+    """The answer to a question of a kind of generic_futures.toml."""
     return _ANSWERS[kind](user, pool, asked)

@@ -1,8 +1,9 @@
 """Topics: what UserU asks about users, and in which words. Data files, no code per topic.
 
-`generic.toml` holds the phrasings of every kind of question; `<data set>.toml` (or `topics.toml`
-in the data set's own directory, which wins) names the data set's modalities and event types in
-words and adds topics of its own. The answers are computed in `grounded` and `futures`.
+`generic.toml` and, for what comes, `generic_futures.toml` hold the phrasings of every kind of
+question; `<data set>.toml` (or `topics.toml` in the data set's own directory, which wins) names the
+data set's modalities and event types in words and adds topics of its own. The answers are computed
+in `grounded` and `future_answers`.
 """
 
 from collections.abc import Iterable
@@ -61,7 +62,7 @@ class Topic(Config, frozen=True, kw_only=True):
     """Phrasings of the answer; empty: the generic ones. Fields: as in generic.toml."""
     futures: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     """For aggregate `frequency` with event types: phrasings of questions about what comes, by kind,
-    used beside the generic ones. Kinds and fields: as in generic.toml."""
+    used beside the generic ones. Kinds and fields: as in generic_futures.toml."""
 
 
 class ValueMeaning(Config, frozen=True, kw_only=True):
@@ -116,7 +117,6 @@ class TopicFile(Config, frozen=True, kw_only=True):
 class _Generic(Config, frozen=True, kw_only=True):
     subjects: tuple[str, ...]
     aggregates: dict[str, Phrasing]
-    futures: dict[str, tuple[str, ...]]
 
 
 class TopicPool(Config, frozen=True, kw_only=True):
@@ -128,7 +128,7 @@ class TopicPool(Config, frozen=True, kw_only=True):
     aggregates: dict[str, Phrasing]
     """Phrasings by aggregate."""
     futures: dict[str, tuple[str, ...]]
-    """Queries about what comes, by kind. Fields: as in generic.toml."""
+    """Queries about what comes, by kind. Fields: as in generic_futures.toml."""
     subjects: tuple[str, ...]
     """What a user is called beside `words.subject`."""
 
@@ -149,6 +149,7 @@ def load_topics(
     """The topic pool of a data set. Raises ConfigError for a file that does not fit the schema."""
     packaged = Path(__file__).parent
     generic = load(_Generic, packaged / "generic.toml")
+    futures = load(dict[str, tuple[str, ...]], packaged / "generic_futures.toml")
     candidates = (directory / TOPICS_FILE, packaged / f"{name}.toml")
     path = next((path for path in candidates if path.is_file()), None)
     own = load(TopicFile, path) if path else TopicFile()
@@ -157,7 +158,7 @@ def load_topics(
         words=own,
         topics=(),
         aggregates=generic.aggregates,
-        futures=generic.futures,
+        futures=futures,
         subjects=tuple(name for name in others if name != own.subject),
     )
     _check(pool, schema, attributes, str(path))
