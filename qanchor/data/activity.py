@@ -4,7 +4,7 @@ The common ground of `futures` and `grounded`: both turn an `Activity` into sent
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 
 from qanchor.data.profile import DAY_SECONDS, Event
@@ -37,6 +37,10 @@ class Activity:
     num_days: int
     by_category: Mapping[Category, tuple[Record, ...]]
     """Records of a category in ascending order of day; categories without any are absent."""
+    _days: dict[tuple[str, tuple[str, ...], tuple[str, ...]], tuple[int, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """What `days` has found: many questions are about the same days."""
 
     def select(self, modality: str = "", event_types: tuple[str, ...] = ()) -> list[Record]:
         """Records of a modality ("" = all) and of some event types (none = all), by day."""
@@ -51,9 +55,12 @@ class Activity:
         modality: str = "",
         event_types: tuple[str, ...] = (),
         passive: tuple[str, ...] = (),
-    ) -> list[int]:
+    ) -> tuple[int, ...]:
         """Distinct days with records that `select` finds, ascending; `passive` types left out."""
-        return active_days(chain.from_iterable(self._parts(modality, event_types, passive)))
+        asked = (modality, event_types, passive)
+        if asked not in self._days:
+            self._days[asked] = tuple(active_days(chain.from_iterable(self._parts(*asked))))
+        return self._days[asked]
 
     def _parts(
         self,

@@ -58,7 +58,7 @@ class Subject:
     phrasings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Its own, by kind of question."""
 
-    def days(self, activity: Activity, pool: TopicPool) -> list[int]:
+    def days(self, activity: Activity, pool: TopicPool) -> tuple[int, ...]:
         """Active days, ascending. What befalls the user counts where it is what is asked about."""
         if self.event_types:
             return activity.days(self.modality, self.event_types)
@@ -343,11 +343,10 @@ def _detail(user: FutureUser, pool: TopicPool, asked: Asked) -> str:
     """One subject: days, trend, its categories with levels, values, what does not come."""
     span, about, modality = user.future.num_days, asked.subject.about, asked.subject.modality
     records = user.future.select(modality)
-    before = len(asked.subject.days(user.history.between(-span, -1), pool))
+    before, now = _before_and_now(user, pool, asked)
     if not records:
         word = "stops" if before else "stays away"
         return f"no {about} activity in the next {span} days; it {word}."
-    now = len(asked.subject.days(user.future, pool))
     days = {n: count for n, count in user.future.days_by_category().items() if n[0] == modality}
     top = select_categories(days, _PER_ANSWER)
     listed = join_words(f"{pool.word(n[1])} {frequency_word(days[n], span)}" for n in top)
