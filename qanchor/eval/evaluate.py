@@ -188,6 +188,10 @@ def _zero_shot(
         found_UWZ = embed_corpus(subject.checkpoint, corpus, asked, test_rows)
         ends = np.cumsum([len(questions) for questions in wordings.values()])
         worded = dict(zip(wordings, np.split(found_UWZ, ends[:-1], axis=1), strict=True))
+    soft = {}
+    if embedded.tuned_UQZ is not None:
+        columns_of = dict(zip(judged.by_scenario, columns(embedded.tuned_UQZ), strict=True))
+        soft = {scenario.name: columns_of[scenario.name] for scenario in subject.tuned}
     return zero_shot(
         subject.checkpoint,
         comparison.dataset.scenarios,
@@ -196,6 +200,7 @@ def _zero_shot(
         settings,
         comparison.bootstrap,
         worded,
+        soft,
     )
 
 

@@ -189,6 +189,7 @@ def judge_outcomes(
         num_heldout=num_heldout,
         average_auc=float(np.mean([one.auc for one in scores])),
         average_heldout_auc=_mean([one.heldout_auc for one in scores]),
+        average_together_auc=_mean([one.together_auc for one in scores]),
         heldout_auc_interval=_interval(
             told, Bootstrap(num_heldout, settings.num_draws, settings.seed)
         )
@@ -226,6 +227,7 @@ def _score(
             WordingScore(question=question, auc=value)
             for question, value in zip(outcome.questions, aucs, strict=True)
         ),
+        together_auc=auc(tests[0].labels, np.mean([one.scores for one in tests], axis=0)),
     )
 
 

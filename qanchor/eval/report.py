@@ -14,12 +14,13 @@ from qanchor.eval.results import (
     Evaluation,
     FewLabels,
     MethodScore,
+    OutcomeScore,
     OutcomeScores,
     QueryEffect,
     ScenarioScore,
     SkippedScenario,
-    WordingScore,
     ZeroShot,
+    ZeroShotScore,
 )
 from qanchor.report.document import Cell, Document, Plot, Section, Table, Tile
 from qanchor.report.figures import Point, dots, heatmap, scatters, stacked_bars
@@ -196,18 +197,24 @@ def _scenario_table(
 
 
 def _zero_shot(result: ZeroShot) -> Section:
-    worded_auc = result.average_wording_auc
+    worded_auc, together_auc = result.average_wording_auc, result.average_together_auc
+    soft_auc = result.average_soft_auc
     rows = [
         (
             Cell(one.scenario, note=one.question),
             _scored(one.auc, one.auc_interval),
             Cell(f"{one.num_test:,}", float(one.num_test)),
-            *(() if worded_auc is None else _worded(one.wordings)),
+            *(() if worded_auc is None else _worded(one)),
+            *(() if soft_auc is None else (_maybe(one.soft_auc),)),
         )
         for one in result.scenarios
     ]
     average = _scored(result.average_auc, result.auc_interval)
-    means = () if worded_auc is None else (_number(worded_auc), Cell(""))
+    means: list[Cell] = []
+    if worded_auc is not None:
+        means += [_number(worded_auc), _maybe(together_auc), Cell("")]
+    if soft_auc is not None:
+        means.append(_number(soft_auc))
     rows.append((Cell("average"), average, Cell(""), *means))
     text = (
         "Each scenario is given as its question only. A user's score is the similarity of the "
@@ -215,46 +222,52 @@ def _zero_shot(result: ZeroShot) -> Section:
         f"label is used. Answers that say yes: {_quoted(result.yes)}; no: {_quoted(result.no)}."
     )
     head = ["scenario", "AUC", "test users"]
-    head += ["other wordings, mean AUC", "least"] if worded_auc is not None else []
+    if worded_auc is not None:
+        head += ["other wordings, mean AUC", "all of them at once", "least"]
+    head += [] if soft_auc is None else ["with soft prompt"]
     return Section("Zero-shot", text, tables=(Table(tuple(head), tuple(rows), "", True),))
 
 
-def _worded(wordings: Sequence[WordingScore]) -> tuple[Cell, Cell]:
-    """Mean and least AUC of some wordings."""
-    if not wordings:
-        return Cell(""), Cell("")
-    found = [one.auc for one in wordings]
-    worst = min(wordings, key=lambda one: one.auc)
-    return _number(sum(found) / len(found)), replace(_number(worst.auc), note=worst.question)
+def _worded(asked: ZeroShotScore | OutcomeScore) -> tuple[Cell, Cell, Cell]:
+    """Mean AUC of the wordings, that of their mean score, and the least."""
+    if not asked.wordings:
+        return Cell(""), Cell(""), Cell("")
+    found = [one.auc for one in asked.wordings]
+    worst = min(asked.wordings, key=lambda one: one.auc)
+    least = replace(_number(worst.auc), note=worst.question)
+    return _number(sum(found) / len(found)), _maybe(asked.together_auc), least
 
 
 def _outcomes(result: OutcomeScores) -> Section:
     rows = [
         (
             Cell(one.outcome, note=f"{one.days} days, {one.base_rate:.1%} say yes"),
-            _heldout_cell(one.heldout_auc),
-            *_worded(one.wordings),
+            _maybe(one.heldout_auc),
+            *_worded(one),
             Cell(f"{one.num_users:,}", float(one.num_users)),
         )
         for one in result.outcomes
     ]
-    average = _heldout_cell(result.average_heldout_auc)
+    average = _maybe(result.average_heldout_auc)
     if result.heldout_auc_interval:
         average = replace(average, note=_within(result.heldout_auc_interval))
-    means = (_number(result.average_auc), Cell(""), Cell(""))
+    means = (
+        _number(result.average_auc), _maybe(result.average_together_auc), Cell(""), Cell(""),
+    )  # fmt: skip
     rows.append((Cell("average"), average, *means))
     text = (
         f"Yes or no as the recorded futures of {result.num_users:,} train users say, scored "
         f"zero-shot as above; {result.num_heldout:,} of them were held out from training. Each "
-        "outcome is asked in several wordings: their mean, and the one that did worst."
+        "outcome is asked in several wordings: their mean, the mean of the scores (asked in all "
+        "of them at once), and the one that did worst."
     )
-    head = ("outcome", "AUC, held-out users", "AUC, all", "least", "users")
+    head = ("outcome", "AUC, held-out users", "AUC, all", "all wordings at once", "least", "users")
     return Section(
         "Outcomes of recorded futures", text, tables=(Table(head, tuple(rows), "", True),)
     )
 
 
-def _heldout_cell(value: float | None) -> Cell:
+def _maybe(value: float | None) -> Cell:
     return Cell("") if value is None else _number(value)
 
 

@@ -80,6 +80,10 @@ class ZeroShotScore(Config, frozen=True, kw_only=True):
     num_test: int
     wordings: tuple[WordingScore, ...] = ()
     """The same asked in other words."""
+    together_auc: float | None = None
+    """Of the mean score over those wordings: asked in all of them at once."""
+    soft_auc: float | None = None
+    """With the soft prompt of a scenario file, tuned or compiled."""
 
 
 class ZeroShot(Config, frozen=True, kw_only=True):
@@ -93,6 +97,10 @@ class ZeroShot(Config, frozen=True, kw_only=True):
     scenarios: tuple[ZeroShotScore, ...]
     average_wording_auc: float | None = None
     """Mean over scenarios of the mean over their other wordings; None where there are none."""
+    average_together_auc: float | None = None
+    """Mean over scenarios of their `together_auc`."""
+    average_soft_auc: float | None = None
+    """Mean over scenarios of their `soft_auc`."""
 
 
 class OutcomeScore(Config, frozen=True, kw_only=True):
@@ -109,6 +117,8 @@ class OutcomeScore(Config, frozen=True, kw_only=True):
     """Whose future says yes or no."""
     base_rate: float
     wordings: tuple[WordingScore, ...]
+    together_auc: float | None = None
+    """Of the mean score over the wordings, all users asked: asked in all of them at once."""
 
 
 class OutcomeScores(Config, frozen=True, kw_only=True):
@@ -121,6 +131,8 @@ class OutcomeScores(Config, frozen=True, kw_only=True):
     average_heldout_auc: float | None
     heldout_auc_interval: Interval | None
     outcomes: tuple[OutcomeScore, ...]
+    average_together_auc: float | None = None
+    """Mean of the outcomes' `together_auc`."""
 
 
 class QueryEffect(Config, frozen=True, kw_only=True):

@@ -30,7 +30,12 @@ from labels, the target is the scenario as it is, and a tuned scenario can be co
 (--scenarios). Labels, where there are any, only serve the report: the AUC of a linear probe
 (train to valid) with text and compiled.
 
+A scenario may be asked in several wordings (--wordings): it is compiled to the mean of their
+embeddings, which hangs less on the words of any and costs no more than one.
+
   qanchor compile runs/mini/checkpoint data/wallet wallet.compiled.json --all
+  qanchor compile runs/mini/checkpoint data/wallet wallet.compiled.json --all \\
+      --wordings wordings.json
 """
 
 
@@ -44,6 +49,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         type=Path,
         metavar="FILE",
         help="compile the scenarios of this file where it has them, e.g. tuned ones",
+    )
+    compile_.add_argument(
+        "--wordings",
+        type=Path,
+        metavar="FILE",
+        help="JSON or TOML: scenario name to a list of other questions that ask the same, as "
+        "`qanchor eval --wordings` takes it",
     )
     compile_.set_defaults(run=run_compile)
 
@@ -101,9 +113,10 @@ def run_compile(args: argparse.Namespace) -> int:
     """Compile; the last line of stdout is the summary as JSON."""
     import msgspec
 
-    from qanchor.bundle.scenario_file import check_fits, read_scenario_file
+    from qanchor.bundle.scenario_file import check_fits, read_scenario_file, with_replaced
     from qanchor.checkpoint import checkpoint_id
     from qanchor.config import override
+    from qanchor.eval.config import read_wordings
     from qanchor.tune.config import CompileConfig
     from qanchor.tune.scenarios import compile_all
 
@@ -114,8 +127,12 @@ def run_compile(args: argparse.Namespace) -> int:
         file = read_scenario_file(args.scenarios)
         check_fits(file, checkpoint_id(checkpoint), checkpoint.hidden_dim)
         scenarios = file.scenarios
+    known = with_replaced(dataset.scenarios, scenarios)
+    wordings = read_wordings(args.wordings, known) if args.wordings else {}
     names = args.names or []
-    summary = compile_all(checkpoint, dataset, names, args.out, settings, scenarios=scenarios)
+    summary = compile_all(
+        checkpoint, dataset, names, args.out, settings, scenarios=scenarios, wordings=wordings
+    )
     for one in summary.scenarios:
         print(
             f"{one.scenario}: cosine {one.mean_cosine:.4f}, at least {one.min_cosine:.4f}; "

@@ -1,12 +1,14 @@
 """Compiled scenarios: a query text distilled into a few vectors that give its embedding.
 
 Not in the paper. The suffix becomes k vectors and <USER_EMB> in place of text and <USER_EMB>; no
-label is needed, the scenario's own embedding is the target.
+label is needed, the scenario's own embedding is the target. Of a scenario asked in several wordings
+it is the direction of their mean, which hangs less on the words of any.
 
 Legend: U users, R soft-prompt rows, S suffix length, Z embedding_dim.
 """
 
 import logging
+from collections.abc import Sequence
 
 import msgspec
 import torch
@@ -31,6 +33,8 @@ class CompileReport(Config, frozen=True, kw_only=True):
     scenario: str
     num_train: int
     num_valid: int
+    num_wordings: int = 1
+    """Texts whose mean embedding is the target."""
     mean_cosine: float
     """Between the embeddings with text and compiled."""
     min_cosine: float
@@ -40,7 +44,7 @@ class CompileReport(Config, frozen=True, kw_only=True):
     """Linear probe fitted on train users' embeddings; null without labels of two classes."""
     probe_auc_compiled: float | None = None
     suffix_tokens_text: int
-    """Suffix positions of one query, <USER_EMB> included."""
+    """Suffix positions of all wordings, each with its <USER_EMB>."""
     suffix_tokens_compiled: int
     suffix_tokens_saved: int
     best_step: int
@@ -50,30 +54,32 @@ class CompileReport(Config, frozen=True, kw_only=True):
 def compile_scenario(
     passes: SuffixPass,
     scenario: Scenario,
-    query: SuffixQuery,
+    wordings: Sequence[SuffixQuery],
     users: CachedUsers,
     labelled: dict[str, LabelledRows] | None,
     config: CompileConfig,
 ) -> tuple[Scenario, CompileReport]:
-    """Distil `query`, the suffix of `scenario` as it is now, into `config.num_prompt_rows` vectors.
+    """Distil `wordings`, suffixes that ask `scenario`, into `config.num_prompt_rows` vectors.
 
     A tuned scenario is compiled with its soft prompt and keeps its prototypes. The scenario comes
     back one version higher.
     """
-    if query.suffix_len <= config.num_prompt_rows + 1:
+    num_tokens = sum(query.suffix_len for query in wordings)
+    if num_tokens <= config.num_prompt_rows + 1:
         log.warning(
             "%s: %d vectors save nothing over %d text tokens and soft-prompt rows",
             scenario.name,
             config.num_prompt_rows,
-            query.suffix_len - 1,
+            num_tokens - 1,
         )
     with frozen(passes.model):
-        target_SD = passes.suffix_of(query)
+        suffixes = [passes.suffix_of(query) for query in wordings]
         rows = torch.arange(len(users.cache.kv)).tolist()
-        target_UZ = passes.all_embeddings(rows, target_SD)
+        asked_UZ = [passes.all_embeddings(rows, suffix_SD) for suffix_SD in suffixes]
+        target_UZ = torch.nn.functional.normalize(torch.stack(asked_UZ).mean(dim=0), dim=1)
         # Rows of the whole suffix but <USER_EMB>, so that a tuned soft prompt is taken in too.
-        prompt_RD = pooled_rows(target_SD[:-1], config.num_prompt_rows).requires_grad_()
-        no_text = target_SD[:0]
+        prompt_RD = pooled_rows(suffixes[0][:-1], config.num_prompt_rows).requires_grad_()
+        no_text = suffixes[0][:0]
 
         def loss_of(batch: IntArray) -> Tensor:
             chosen = users.train[batch]
@@ -98,14 +104,15 @@ def compile_scenario(
         scenario=scenario.name,
         num_train=len(users.train),
         num_valid=len(users.valid),
+        num_wordings=len(wordings),
         mean_cosine=float(cosines.mean()),
         min_cosine=float(cosines.min()),
         start_cosine=fitted.start_score,
         probe_auc_text=auc_text,
         probe_auc_compiled=auc_compiled,
-        suffix_tokens_text=query.suffix_len,
+        suffix_tokens_text=num_tokens,
         suffix_tokens_compiled=len(compiled_SD),
-        suffix_tokens_saved=query.suffix_len - len(compiled_SD),
+        suffix_tokens_saved=num_tokens - len(compiled_SD),
         best_step=fitted.best_step,
         steps=fitted.steps,
     )

@@ -6,7 +6,9 @@ environment, quality per scenario, positions computed and saved.
 
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -122,15 +124,19 @@ def compile_all(
     settings: CompileConfig,
     *,
     scenarios: Sequence[Scenario] = (),
+    wordings: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> CompileSummary:
     """Compile scenarios, write scenario file and report, return the summary.
 
     `scenarios` take the place of the data set's of the same name, so that tuned ones can be
-    compiled. Labels are only read for the probes of the report. Errors as for `tune`.
+    compiled. `wordings`, by scenario name: other questions that ask the same; the scenario is then
+    compiled to the mean of all embeddings, its own included. Labels are only read for the probes of
+    the report. Errors as for `tune`.
     """
     earlier = _earlier(out, checkpoint)
     chosen = _chosen(with_replaced(dataset.scenarios, scenarios), names)
-    checkpoint.check_questions(chosen)
+    asked = {one.name: (one, *_reworded(one, wordings.get(one.name, ()))) for one in chosen}
+    checkpoint.check_questions([*chain.from_iterable(asked.values())])
     everyone = {split: dataset.user_ids(split) for split in ("train", "valid")}
     users = cache_users(checkpoint, dataset, everyone, settings)
     passes = _passes(checkpoint, users)
@@ -142,7 +148,7 @@ def compile_all(
         compiled, quality = compile_scenario(
             passes,
             _newest(scenario, earlier),
-            checkpoint.scenario(scenario),
+            [checkpoint.scenario(one) for one in asked[scenario.name]],
             users,
             _probe_labels(dataset, scenario.name, users) if is_labelled else None,
             settings,
@@ -181,6 +187,14 @@ def _chosen(known: Sequence[Scenario], names: Sequence[str]) -> list[Scenario]:
     if not by_name:
         raise ConfigError("dataset", 0, "the data set has no scenarios", "add scenarios.json")
     return [by_name[name] for name in names or by_name]
+
+
+def _reworded(scenario: Scenario, questions: Sequence[str]) -> list[Scenario]:
+    """The scenario asked with other questions. Raises ConfigError where none would be read."""
+    if questions and scenario.is_compiled:
+        rule = "is compiled already: its text is not read"
+        raise ConfigError("--wordings", scenario.name, rule, "compile the scenario as it was")
+    return [msgspec.structs.replace(scenario, question=question) for question in questions]
 
 
 def _newest(scenario: Scenario, earlier: Mapping[str, Scenario]) -> Scenario:

@@ -134,6 +134,8 @@ def test_every_wording_is_scored_by_what_came(
     assert [one.question for one in bike.wordings] == list(QUESTIONS)
     assert [one.auc for one in bike.wordings] == pytest.approx(expected, abs=1e-6)
     assert bike.auc == found.average_auc == pytest.approx(np.mean(expected))
+    together = auc(labels, yes_minus_no(embeddings.mean(axis=1), yes, no))
+    assert bike.together_auc == found.average_together_auc == pytest.approx(together, abs=1e-6)
     assert (bike.num_users, found.num_users) == (len(train), len(train))
     assert bike.base_rate == pytest.approx(labels.mean())
     assert found.average_heldout_auc == bike.heldout_auc

@@ -136,23 +136,31 @@ def test_other_wordings_are_scored_one_by_one(checkpoint: Checkpoint) -> None:
     by_scenario = {name: {"test": part} for name in ("buy", "go")}
     judged = JudgedUsers(tuple("abcde"), by_scenario, np.arange(1, 5))
     everybody = np.concatenate([np.stack([yes_Z, yes_Z]), right])
-    worded = np.stack([np.concatenate([yes_Z[None], one]) for one in (right, wrong)], axis=1)
+    worded = np.stack([np.concatenate([yes_Z[None], one]) for one in (right, right, wrong)], axis=1)
     found = zero_shot(
         checkpoint,
         scenarios,
         judged,
         {"buy": everybody, "go": everybody},
-        EvalConfig(wordings={"buy": ("Will they?", "Won't they?")}),
+        EvalConfig(wordings={"buy": ("Will they?", "Soon?", "Won't they?")}),
         Bootstrap(4, 50),
         {"buy": worded},
+        {"go": np.concatenate([everybody[:2], right[::-1]])},
     )
     buy, go = found.scenarios
     assert [(one.question, one.auc) for one in buy.wordings] == [
         ("Will they?", 1),
+        ("Soon?", 1),
         ("Won't they?", 0),
     ]
     assert go.wordings == ()
-    assert found.average_wording_auc == 0.5
+    assert go.together_auc is None
+    assert buy.soft_auc is None
+    # The users whose labels are 0, 1, 1 look like 1, 1, 0.
+    assert go.soft_auc == found.average_soft_auc == 0.25
+    assert found.average_wording_auc == pytest.approx(2 / 3)
+    # Two that are right outvote the one that is not.
+    assert buy.together_auc == found.average_together_auc == 1
     assert found.average_auc == 1
 
 

@@ -96,11 +96,37 @@ def test_compile_takes_tuned_scenarios_and_eval_judges_the_result(
     ]
     checkpoint, dataset = load_checkpoint(Path(wallet[0])), open_dataset(wallet[1])
     subject = Subject(checkpoint, tuned=file.scenarios)
-    methods = evaluate(subject, dataset, EvalConfig(parts=(), num_draws=10)).evaluation.methods
+    settings = EvalConfig(parts=("zero-shot",), num_draws=10)
+    evaluation = evaluate(subject, dataset, settings).evaluation
+    methods = evaluation.methods
+    assert evaluation.zero_shot
+    told = {one.scenario: one for one in evaluation.zero_shot.scenarios}
+    assert {name for name, one in told.items() if one.soft_auc is not None} == {
+        "active_30d", "login_7d",
+    }  # fmt: skip
+    assert told["fraud_30d"].soft_auc is None
     assert [method.method for method in methods] == ["Q-Anchor", "compiled"]
     plain, soft = ({s.scenario: s for s in method.scenarios} for method in methods)
     assert set(plain) == set(soft) == {scenario.name for scenario in dataset.scenarios}
     assert soft["fraud_30d"].auc == plain["fraud_30d"].auc
+
+
+def test_compile_takes_other_wordings_of_a_scenario(
+    wallet: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiled, wordings = tmp_path / "compiled.json", tmp_path / "wordings.json"
+    wordings.write_text('{"login_7d": ["Back within a week?", "Seen again in seven days?"]}')
+    words = [*wallet, str(compiled), *NAMES, "--wordings", str(wordings)]
+    assert main(["compile", *words, *SET]) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    counts = {report["scenario"]: report["num_wordings"] for report in last["scenarios"]}
+    assert counts == {"active_30d": 1, "login_7d": 3}
+    # What is compiled sends no text any more: no other words can be asked.
+    assert main(["compile", *words, "--scenarios", str(compiled), *SET]) == 2
+    assert "its text is not read" in capsys.readouterr().err
+    wordings.write_text('{"login_8d": ["Back within a week?"]}')
+    assert main(["compile", *words, *SET]) == 2
+    assert "did you mean 'login_7d'" in capsys.readouterr().err
 
 
 def test_wrong_use_is_told_before_any_work(

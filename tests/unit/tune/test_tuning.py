@@ -99,7 +99,7 @@ def test_a_compiled_scenario_comes_close_to_its_text(
     # A random model and twelve users: what is tested is learning, not generalising.
     users = CachedUsers(passes.cache, np.arange(NUM_USERS), np.arange(NUM_USERS))
     query = checkpoint.query(SCENARIO.question)
-    compiled, report = compile_scenario(passes, SCENARIO, query, users, None, config)
+    compiled, report = compile_scenario(passes, SCENARIO, [query], users, None, config)
     assert report.mean_cosine > 0.95
     assert 1 - report.mean_cosine < (1 - report.start_cosine) / 3
     assert report.min_cosine <= report.mean_cosine
@@ -117,6 +117,25 @@ def test_a_compiled_scenario_comes_close_to_its_text(
     assert (found * wanted).sum(1).mean().item() == pytest.approx(report.mean_cosine, abs=1e-6)
 
 
+def test_several_wordings_are_compiled_to_the_direction_of_their_mean(
+    passes: SuffixPass, checkpoint: Checkpoint
+) -> None:
+    config = CompileConfig(steps=150, batch_users=12, num_prompt_rows=4, learning_rate=0.03)
+    users = CachedUsers(passes.cache, np.arange(NUM_USERS), np.arange(NUM_USERS))
+    wordings = [checkpoint.query(question) for question in QUERIES]
+    compiled, report = compile_scenario(passes, SCENARIO, wordings, users, None, config)
+    assert report.num_wordings == len(QUERIES) > 1
+    assert report.suffix_tokens_text == sum(query.suffix_len for query in wordings)
+    suffix = checkpoint.scenario(compiled)
+    found = passes.all_embeddings(range(NUM_USERS), passes.suffix_of(suffix)).numpy()
+    asked = [passes.all_embeddings(range(NUM_USERS), passes.suffix_of(one)) for one in wordings]
+    mean_UZ = np.mean([one.numpy() for one in asked], axis=0)
+    cosines = (found * mean_UZ).sum(axis=1) / np.linalg.norm(mean_UZ, axis=1)
+    assert cosines.mean() == pytest.approx(report.mean_cosine, abs=1e-6)
+    assert report.mean_cosine > 0.95
+    assert compiled.question == SCENARIO.question
+
+
 def test_a_tuned_scenario_is_compiled_with_its_soft_prompt_and_keeps_its_prototypes(
     passes: SuffixPass, checkpoint: Checkpoint
 ) -> None:
@@ -128,7 +147,7 @@ def test_a_tuned_scenario_is_compiled_with_its_soft_prompt_and_keeps_its_prototy
         split: LabelledRows(rows, np.array([0, 1] * (len(rows) // 2)))
         for split, rows in (("train", users.train), ("valid", users.valid))
     }
-    compiled, report = compile_scenario(passes, scenario, query, users, halves, config)
+    compiled, report = compile_scenario(passes, scenario, [query], users, halves, config)
     assert compiled.prototypes == scenario.prototypes
     assert compiled.version == scenario.version + 1
     assert report.suffix_tokens_text == query.suffix_len
