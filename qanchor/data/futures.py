@@ -49,6 +49,8 @@ _HABITS = (
 )  # fmt: skip
 _OVERALL_OUTCOMES = ("explore", "repeat", "busy", "churn")
 _VALUE_KINDS = ("value", "low", "high", "value_at_least", "value_below")
+_SLOW_KINDS = ("churn", "fail", *_VALUE_KINDS)
+"""Asked over the longer spans alone: in a week hardly anybody has a value, or is gone for good."""
 _COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20)
 """Active days that `at_least` and `at_most` ask for."""
 _LEVELS = (-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -152,7 +154,7 @@ class FutureQuestions:
             for subject, kinds in kinds_of
             for kind in kinds
             for days in horizons
-            if kind != "churn" or 2 * days >= horizons[-1]
+            if kind not in _SLOW_KINDS or 2 * days >= horizons[-1]
         ]
 
     def _group(self, questions: Sequence[_Question], num_wordings: tuple[int, int]) -> "_Group":
