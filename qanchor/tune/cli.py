@@ -31,7 +31,7 @@ from labels, the target is the scenario as it is, and a tuned scenario can be co
 (train to valid) with text and compiled.
 
 A scenario may be asked in several wordings (--wordings): it is compiled to the mean of their
-embeddings, which hangs less on the words of any and costs no more than one.
+embeddings, which hangs less on the words of any and costs the same however many there are.
 
   qanchor compile runs/mini/checkpoint data/wallet wallet.compiled.json --all
   qanchor compile runs/mini/checkpoint data/wallet wallet.compiled.json --all \\
