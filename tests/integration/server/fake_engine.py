@@ -51,6 +51,8 @@ class FakeEngine:
         self.copy_failures: list[Exception] = []
         """What exports and imports raise, in order."""
         self.step_seconds = step_seconds
+        self.num_entered = 0
+        """Calls that have come to the gate."""
         self.side_by_side = FakeSideBySide(self, num_lanes) if num_lanes > 1 else None
         self.num_encode_calls = 0
         self.num_prefill_calls = 0
@@ -137,6 +139,7 @@ class FakeEngine:
 
     def _enter(self) -> None:
         self.threads.add(threading.get_ident())
+        self.num_entered += 1
         if not self.gate.wait(timeout=20):
             raise TimeoutError("the test never opened the gate")
         if self.step_seconds:

@@ -44,8 +44,10 @@ async def queue(running, num_queries):
     """Have users' queries wait until all are there; `num_queries` by user."""
     engine, admission = running.engine, running.server.core.admission
     engine.gate.clear()
+    before = engine.num_entered
     holder = ask(running, "eve")
-    await until(lambda: admission.num_queued == 1)
+    # At the gate, not only queued: planned together with the others it would wait with them.
+    await until(lambda: engine.num_entered > before and admission.num_queued == 1)
     tasks = [ask(running, user, count) for user, count in num_queries.items()]
     await until(lambda: admission.num_queued == 1 + sum(num_queries.values()))
     engine.gate.set()
