@@ -1,7 +1,9 @@
-"""AUC and KS of binary scores, plain and over many weightings of the users at once.
+"""AUC and KS of binary scores, plain and over many weightings of the users at once; their means.
 
 Legend: N users, B weightings, G groups of users with equal score.
 """
+
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -69,3 +71,13 @@ def _auc_ks(
         )
         ks_B = np.maximum(gap_BG.max(axis=1), 0.0)
     return auc_B, ks_B
+
+
+def known_mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are known; None where none is.
+
+    >>> known_mean([0.5, None, 1.0]), known_mean([None])
+    (0.75, None)
+    """
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

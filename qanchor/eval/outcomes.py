@@ -29,7 +29,7 @@ from qanchor.errors import ConfigError, DataError
 from qanchor.eval.bootstrap import Bootstrap, Interval, TestScores, interval, over_scenarios
 from qanchor.eval.config import EvalConfig
 from qanchor.eval.embed import embed_answers, embed_corpus
-from qanchor.eval.metrics import Labels, Scores, auc
+from qanchor.eval.metrics import Labels, Scores, auc, known_mean
 from qanchor.eval.results import OutcomeScore, OutcomeScores, WordingScore
 from qanchor.eval.zero_shot import yes_minus_no
 from qanchor.train.corpus import PrefixCorpus
@@ -188,8 +188,8 @@ def judge_outcomes(
         num_users=len(users.rows),
         num_heldout=num_heldout,
         average_auc=float(np.mean([one.auc for one in scores])),
-        average_heldout_auc=_mean([one.heldout_auc for one in scores]),
-        average_together_auc=_mean([one.together_auc for one in scores]),
+        average_heldout_auc=known_mean([one.heldout_auc for one in scores]),
+        average_together_auc=known_mean([one.together_auc for one in scores]),
         heldout_auc_interval=_interval(
             told, Bootstrap(num_heldout, settings.num_draws, settings.seed)
         )
@@ -220,7 +220,7 @@ def _score(
         kind=outcome.kind,
         days=outcome.days,
         auc=float(np.mean(aucs)),
-        heldout_auc=_mean([auc(one.labels, one.scores) for one in aside]),
+        heldout_auc=known_mean([auc(one.labels, one.scores) for one in aside]),
         num_users=len(tests[0].labels),
         base_rate=float(np.mean(tests[0].labels)),
         wordings=tuple(
@@ -229,12 +229,6 @@ def _score(
         ),
         together_auc=auc(tests[0].labels, np.mean([one.scores for one in tests], axis=0)),
     )
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """Of those that are known; None where none is."""
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
 
 
 def _interval(tests: Sequence[Sequence[TestScores]], bootstrap: Bootstrap) -> Interval:

@@ -6,7 +6,7 @@ before the AUC is counted, and nothing is fitted.
 Legend: U users, A answer texts, W wordings, Z embedding_dim.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -17,7 +17,7 @@ from qanchor.config import Scenario
 from qanchor.eval.bootstrap import Bootstrap, interval
 from qanchor.eval.config import EvalConfig
 from qanchor.eval.embed import embed_answers
-from qanchor.eval.metrics import auc
+from qanchor.eval.metrics import auc, known_mean
 from qanchor.eval.results import WordingScore, ZeroShot, ZeroShotScore
 from qanchor.eval.splits import JudgedUsers
 
@@ -91,15 +91,10 @@ def zero_shot(
         average_auc=float(np.mean([one.auc for one in scores_of])),
         auc_interval=interval(draws.average[0]),
         scenarios=scores_of,
-        average_wording_auc=_mean(means),
-        average_together_auc=_mean(together.values()),
-        average_soft_auc=_mean(softly.values()),
+        average_wording_auc=known_mean(means),
+        average_together_auc=known_mean(together.values()),
+        average_soft_auc=known_mean(softly.values()),
     )
-
-
-def _mean(aucs: Iterable[float]) -> float | None:
-    found = list(aucs)
-    return float(np.mean(found)) if found else None
 
 
 def _mean_direction(vectors_AZ: Floats) -> Floats:
