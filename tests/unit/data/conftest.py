@@ -1,7 +1,9 @@
 """Small data sets on disk: one written by hand, one simulated."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from random import Random
+from types import MappingProxyType
 
 import pyarrow as pa
 import pytest
@@ -9,10 +11,16 @@ import pytest
 from qanchor.config import ModalitySpec, ProfileSchema, save
 from qanchor.data.activity import Activity, collect
 from qanchor.data.dataset import DatasetConfig
+from qanchor.data.future_answers import FutureUser
+from qanchor.data.futures import FutureQuestions, answer_futures
+from qanchor.data.grounded import Answered
 from qanchor.data.profile import DAY_SECONDS, Event
+from qanchor.data.topics import TopicPool
 from qanchor.data.wallet import generate_wallet
 from qanchor.data.writer import write_table
 
+UNTYPED: Mapping[str, tuple[str, ...]] = MappingProxyType({"visit": (), "order": ()})
+"""Modalities without event types to ask about."""
 AS_OF_S = 1_700_006_400  # a Wednesday, midnight
 
 TABLES = {
@@ -108,3 +116,16 @@ def write_tiny(tmp_path: Path) -> WriteTiny:
 def wallet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A simulated wallet of 300 users."""
     return generate_wallet(tmp_path_factory.mktemp("data") / "wallet", 300, seed=5)
+
+
+def ask_everything(
+    history: Activity,
+    future: Activity,
+    pool: TopicPool,
+    seed: int = 0,
+    known_types: Mapping[str, tuple[str, ...]] = UNTYPED,
+) -> list[Answered]:
+    """All there is to ask about a future."""
+    sample = [FutureUser(history=history, future=future)]
+    questions = FutureQuestions(pool, known_types, sample)
+    return answer_futures(history, future, questions, 999, Random(seed))

@@ -1,84 +1,17 @@
-"""Questions about the future: what is asked, in which words, and what the answers say."""
+"""Questions about the future: what is asked, of whom, and in which words."""
 
 import re
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from random import Random
-from types import MappingProxyType
 from typing import Any
 
-import pytest
-
-from qanchor.data.activity import Activity, collect
+from qanchor.data.activity import collect
 from qanchor.data.dataset import open_dataset
-from qanchor.data.future_answers import Asked, FutureUser, Subject, answer
-from qanchor.data.futures import FutureQuestions, answer_futures
-from qanchor.data.grounded import Answered
-from qanchor.data.topics import TopicPool, load_topics
-from tests.unit.data.conftest import AS_OF_S, event_of, history_of
-
-
-def _ask(
-    history: Activity,
-    future: Activity,
-    pool: TopicPool,
-    seed: int = 0,
-    known_types: Mapping[str, tuple[str, ...]] = MappingProxyType({"visit": (), "order": ()}),
-) -> list[Answered]:
-    """All there is to ask about a future."""
-    sample = [FutureUser(history=history, future=future)]
-    questions = FutureQuestions(pool, known_types, sample)
-    return answer_futures(history, future, questions, 999, Random(seed))
-
-
-def test_a_future_answer_tells_days_categories_and_change(write_tiny: Any) -> None:
-    dataset = open_dataset(write_tiny())
-    pool = load_topics(dataset.path, "tiny", dataset.schema, ())
-    history = history_of(*(event_of(day, "home") for day in range(-28, 0)), event_of(-3, "shop"))
-    later = [event_of(day, "home") for day in (0, 1, 9)] + [event_of(2, "buy", "tea, 5 euro", 5.0)]
-    future = collect(later, AS_OF_S, 0, 14)
-    answered = _ask(history, future, pool)
-    answers = {each.topic: each.answer for each in answered if "_at_" not in each.topic}
-    assert answers == {
-        "future_outlook_overall_14d": "Often active, on 4 of 14 days: week 1 home and buy; "
-        "week 2 home. No shop.",
-        "future_change_overall_14d": "Begins: buy; stops: shop; falls: home. Often active, on 4 "
-        "of 14 days.",
-        "future_novelty_overall_14d": "Little new: 1 new thing, mostly buy. Often active, on 4 of "
-        "14 days.",
-        "future_detail_visit_14d": "Often, on 3 of 14 days: home often. Visit activity falls "
-        "sharply.",
-        "future_detail_order_14d": "Rarely, on 1 of 14 days: buy rarely. Order activity begins.",
-        "future_frequency_overall_14d": "Yes, often: 4 of 14 days.",
-        "future_frequency_visit_14d": "Yes, often: 3 of 14 days.",
-        "future_frequency_order_14d": "Yes, rarely: 1 of 14 days.",
-        "future_often_overall_14d": "Yes: 4 of 14 days.",
-        "future_often_visit_14d": "Yes: 3 of 14 days.",
-        "future_often_order_14d": "No: 1 of 14 days.",
-        "future_heavy_overall_14d": "No: 4 of 14 days.",
-        "future_heavy_visit_14d": "No: 3 of 14 days.",
-        "future_heavy_order_14d": "No: 1 of 14 days.",
-        "future_busy_overall_14d": "No: 4 of 14 days.",
-        "future_stop_overall_14d": "No, often: 4 of 14 days.",
-        "future_stop_visit_14d": "No, often: 3 of 14 days.",
-        "future_stop_order_14d": "No, rarely: 1 of 14 days.",
-        "future_fall_overall_14d": "Yes: 4 after 14.",
-        "future_fall_visit_14d": "Yes: 3 after 14.",
-        "future_fall_order_14d": "No: 1 after 0.",
-        "future_grow_overall_14d": "No: 4 after 14.",
-        "future_grow_visit_14d": "No: 3 after 14.",
-        "future_grow_order_14d": "Yes: 1 after 0.",
-        "future_trend_overall_14d": "It falls sharply: 4 after 14.",
-        "future_trend_visit_14d": "It falls sharply: 3 after 14.",
-        "future_trend_order_14d": "It begins: 1 after 0.",
-        "future_next_overall_14d": "Within 1 day.",
-        "future_next_visit_14d": "Within 1 day.",
-        "future_next_order_14d": "Within 3 days.",
-        "future_explore_overall_14d": "No: 1 new thing.",
-        "future_repeat_overall_14d": "Yes: 1 new thing.",
-        "future_churn_overall_14d": "No: last on day 10 of 14.",
-    }
+from qanchor.data.future_answers import FutureUser
+from qanchor.data.futures import FutureQuestions
+from qanchor.data.topics import load_topics
+from tests.unit.data.conftest import AS_OF_S, ask_everything, event_of, history_of
 
 
 def test_at_least_is_asked_with_a_number_of_days(write_tiny: Any) -> None:
@@ -87,7 +20,7 @@ def test_at_least_is_asked_with_a_number_of_days(write_tiny: Any) -> None:
     later = collect([event_of(day, "home") for day in range(0, 12, 2)], AS_OF_S, 0, 14)
     told = {}
     for seed in range(40):
-        answered = _ask(history_of(event_of(-1, "home")), later, pool, seed)
+        answered = ask_everything(history_of(event_of(-1, "home")), later, pool, seed)
         asked = next(each for each in answered if each.topic == "future_at_least_visit_14d")
         count = min(int(number) for number in re.findall(r"\d+", asked.query))
         told[count] = asked.answer
@@ -98,7 +31,7 @@ def test_at_least_is_asked_with_a_number_of_days(write_tiny: Any) -> None:
 def test_a_future_of_one_day_can_be_asked_about(write_tiny: Any) -> None:
     dataset = open_dataset(write_tiny())
     pool = load_topics(dataset.path, "tiny", dataset.schema, ())
-    answers = _ask(history_of(), collect([event_of(0, "home")], AS_OF_S, 0, 1), pool)
+    answers = ask_everything(history_of(), collect([event_of(0, "home")], AS_OF_S, 0, 1), pool)
     told = {each.topic: each.answer for each in answers}
     assert told["future_at_least_visit_1d"] == "Yes: 1 of 1 days."
 
@@ -111,7 +44,7 @@ def test_fewer_than_is_one_more_than_at_most(write_tiny: Any) -> None:
     bounds |= {r"[Ff]ewer than (\d+) days": 6, r"[Uu]nder (\d+)": 6, r"less than (\d+) days": 6}
     told = set()
     for seed in range(60):
-        for each in _ask(history_of(event_of(-1, "home")), later, pool, seed):
+        for each in ask_everything(history_of(event_of(-1, "home")), later, pool, seed):
             for words, least in bounds.items():
                 number = re.search(words, each.query)
                 if number and each.topic in (
@@ -124,30 +57,6 @@ def test_fewer_than_is_one_more_than_at_most(write_tiny: Any) -> None:
     assert len(told) > len(bounds)
 
 
-@pytest.mark.parametrize(
-    ("kind", "count", "level", "told"),
-    [
-        ("at_least", 3, 0.0, "yes: 3 of 14 days."),
-        ("at_least", 4, 0.0, "no: 3 of 14 days."),
-        ("at_most", 3, 0.0, "yes: 3 of 14 days."),
-        ("at_most", 2, 0.0, "no: 3 of 14 days."),
-        ("value_at_least", 1, 20.0, "yes: 20 on average."),
-        ("value_at_least", 1, 21.0, "no: 20 on average."),
-        ("value_below", 1, 20.0, "no: 20 on average."),
-        ("value_below", 1, 21.0, "yes: 20 on average."),
-    ],
-)
-def test_a_number_in_a_question_is_a_bound_that_counts_itself(
-    write_tiny: Any, kind: str, count: int, level: float, told: str
-) -> None:
-    dataset = open_dataset(write_tiny())
-    pool = load_topics(dataset.path, "tiny", dataset.schema, ())
-    later = [event_of(day, "buy", value=value) for day, value in ((0, 10.0), (3, 20.0), (9, 30.0))]
-    user = FutureUser(history=history_of(), future=collect(later, AS_OF_S, 0, 14))
-    asked = Asked(subject=Subject("order", "orders", "order"), count=count, level=level)
-    assert answer(kind, user, pool, asked) == told
-
-
 def test_levels_asked_for_lie_about_low_and_high_and_never_below_nothing(write_tiny: Any) -> None:
     path = write_tiny()
     (path / "topics.toml").write_text('[values.order]\nunit = "sum"\nlow = 60\nhigh = 140\n')
@@ -155,7 +64,7 @@ def test_levels_asked_for_lie_about_low_and_high_and_never_below_nothing(write_t
     later = collect([event_of(0, "buy", "tea", 90.0)], AS_OF_S, 0, 14)
     levels = set()
     for seed in range(60):
-        for each in _ask(history_of(), later, pool, seed):
+        for each in ask_everything(history_of(), later, pool, seed):
             if each.topic == "future_value_below_order_14d":
                 levels |= {int(number) for number in re.findall(r"(?<!\w)-\d+|\d+", each.query)} - {
                     14
@@ -178,7 +87,7 @@ def test_each_event_type_is_asked_about_unless_something_else_asks_about_it(
     later = collect([event_of(3, "home"), event_of(9, "home")], AS_OF_S, 0, 14)
     asked: dict[str, set[str]] = {}
     for seed in range(60):
-        for each in _ask(history_of(event_of(-1, "home")), later, pool, seed, types):
+        for each in ask_everything(history_of(event_of(-1, "home")), later, pool, seed, types):
             asked.setdefault(each.topic, set()).add(each.query)
             if each.topic == "future_stop_visit_home_14d":
                 assert each.answer == "No, sometimes: 2 of 14 days."
@@ -196,14 +105,14 @@ def test_what_is_asked_does_not_hang_on_what_comes(write_tiny: Any) -> None:
     pool = load_topics(dataset.path, "tiny", dataset.schema, ())
     history = history_of(event_of(-1, "home"))
     without, with_order = (
-        {each.topic for each in _ask(history, collect(later, AS_OF_S, 0, 14), pool)}
+        {each.topic for each in ask_everything(history, collect(later, AS_OF_S, 0, 14), pool)}
         for later in ([event_of(1, "home")], [event_of(1, "home"), event_of(2, "buy")])
     )
     assert without == with_order
     assert "future_stop_order_14d" in without
 
 
-def test_questions_vary_in_words_but_not_in_what_they_ask(write_tiny: Any) -> None:
+def test_questions_vary_in_words_but_not_in_what_theyask_everything(write_tiny: Any) -> None:
     path = write_tiny()
     (path / "topics.toml").write_text('[synonyms]\nvisit = ["browsing", "page view"]\n')
     dataset = open_dataset(path)
@@ -212,7 +121,7 @@ def test_questions_vary_in_words_but_not_in_what_they_ask(write_tiny: Any) -> No
     asked = {
         each.query: each.answer
         for seed in range(400)
-        for each in _ask(history_of(event_of(-1, "home")), later, pool, seed)
+        for each in ask_everything(history_of(event_of(-1, "home")), later, pool, seed)
         if each.topic == "future_stop_visit_14d"
     }
     for words in ("visit", "browsing", "page view", "14 days", "two weeks", "fortnight", "member"):
@@ -260,7 +169,9 @@ def test_two_event_types_of_a_modality_are_asked_about_together(write_tiny: Any)
     pool = load_topics(dataset.path, "tiny", dataset.schema, ())
     later = collect([event_of(0, "home"), event_of(4, "shop")], AS_OF_S, 0, 14)
     types = {"visit": ("home", "shop"), "order": ("buy",)}
-    told = {each.topic: each for each in _ask(history_of(), later, pool, known_types=types)}
+    told = {
+        each.topic: each for each in ask_everything(history_of(), later, pool, known_types=types)
+    }
     assert "home or shop" in told["future_stop_visit_pair_14d"].query
     assert told["future_often_visit_pair_14d"].answer == "No: 2 of 14 days."
     assert not [topic for topic in told if "order_pair" in topic]
@@ -273,7 +184,7 @@ def test_values_are_asked_of_each_event_type(write_tiny: Any) -> None:
     later = [event_of(0, "buy", "tea", 100.0), event_of(1, "refused", "tea", 20.0)]
     told = {
         each.topic: each.answer
-        for each in _ask(
+        for each in ask_everything(
             history_of(),
             collect(later, AS_OF_S, 0, 14),
             pool,
@@ -297,7 +208,7 @@ def test_words_made_for_a_modality_do_not_ask_about_one_of_its_event_types(
     later = collect([event_of(0, "buy", "tea", 100.0)], AS_OF_S, 0, 14)
     asked: dict[str, set[str]] = {}
     for seed in range(60):
-        for each in _ask(history_of(), later, pool, seed, {"order": ("buy",)}):
+        for each in ask_everything(history_of(), later, pool, seed, {"order": ("buy",)}):
             asked.setdefault(each.topic, set()).add(each.query)
     assert {"Cheap orders for 14 days?", "Cheap order for 14 days?"} <= asked[
         "future_low_order_14d"
@@ -337,7 +248,7 @@ def test_a_data_set_asks_in_words_of_its_own_too(write_tiny: Any) -> None:
     for value in (5.0, 50.0, 500.0):
         later = collect([event_of(0, "buy", f"tea, {value} euro", value)], AS_OF_S, 0, 14)
         for seed in range(30):
-            for each in _ask(history, later, pool, seed):
+            for each in ask_everything(history, later, pool, seed):
                 asked.setdefault(each.topic, set()).add(each.query)
                 told.setdefault(each.topic, set()).add(each.answer)
     assert any("off tea" in query for query in asked["future_stop_tea_14d"])
@@ -355,60 +266,6 @@ def test_a_data_set_asks_in_words_of_its_own_too(write_tiny: Any) -> None:
     assert told["future_high_order_14d"] == {
         "No: 5 on average.", "No: 50 on average.", "Yes: 500 on average.",
     }  # fmt: skip
-
-
-_GRADES = """
-passive = ["refused"]
-[values.order]
-unit = "grade"
-low = 60
-high = 80
-pass_mark = 40
-as_zero = ["refused"]
-"""
-
-
-@pytest.mark.parametrize(
-    ("grades", "num_refused", "answer"),
-    [
-        ((40.0,), 0, "No: 40 on average."),
-        ((39.0,), 0, "Yes: 39 on average."),
-        ((70.0,), 1, "Yes: 35 on average."),
-        ((), 1, "Yes: 0 on average."),
-        ((), 0, "None."),
-    ],
-)
-def test_failing_is_a_mean_below_the_pass_mark_with_0_for_what_was_not_done(
-    write_tiny: Any, grades: tuple[float, ...], num_refused: int, answer: str
-) -> None:
-    path = write_tiny()
-    (path / "topics.toml").write_text(_GRADES)
-    pool = load_topics(path, "tiny", open_dataset(path).schema, ())
-    later = [event_of(0, "buy", "work", grade) for grade in grades]
-    later += [event_of(1, "refused")] * num_refused
-    future = collect([*later, event_of(2, "home")], AS_OF_S, 0, 14)
-    history = history_of(event_of(-1, "buy"))
-    told = {each.topic: each for each in _ask(history, future, pool)}
-    assert told["future_fail_order_14d"].answer == answer
-
-
-@pytest.mark.parametrize(
-    ("days", "answer"),
-    [
-        ((), "Yes, never in 30 days."),
-        ((0, 14), "Yes: last on day 15 of 30."),
-        ((0, 15), "No: last on day 16 of 30."),
-    ],
-)
-def test_who_does_nothing_in_the_second_half_has_left(
-    write_tiny: Any, days: tuple[int, ...], answer: str
-) -> None:
-    dataset = open_dataset(write_tiny())
-    pool = load_topics(dataset.path, "tiny", dataset.schema, ())
-    future = collect([event_of(day, "home") for day in days], AS_OF_S, 0, 30)
-    answers = _ask(history_of(event_of(-1, "home")), future, pool)
-    told = {each.topic: each.answer for each in answers}
-    assert told["future_churn_overall_30d"] == answer
 
 
 _LATE = """
@@ -429,7 +286,7 @@ def _answers_of(path: Path, *later: Any) -> dict[str, tuple[str, str]]:
     pool = load_topics(path, "tiny", open_dataset(path).schema, ())
     future = collect([event_of(day, kind) for day, kind in later], AS_OF_S, 0, 14)
     types = {"visit": ("home",), "order": ("buy", "refused")}
-    answered = _ask(history_of(event_of(-1, "buy")), future, pool, known_types=types)
+    answered = ask_everything(history_of(event_of(-1, "buy")), future, pool, known_types=types)
     return {each.topic: (each.query, each.answer) for each in answered}
 
 
@@ -446,62 +303,7 @@ def test_what_befalls_a_user_is_no_activity_of_its_modality(write_tiny: Any) -> 
     assert {topic for topic in idle if "refusal" in topic} == {"future_stop_refusal_14d"}
 
 
-@pytest.mark.parametrize(
-    ("num_days", "num_new", "explore", "repeat"),
-    [
-        (14, 1, "No: 1 new thing.", "Yes: 1 new thing."),
-        (14, 2, "No: 2 new things.", "No: 2 new things."),
-        (14, 4, "No: 4 new things.", "No: 4 new things."),
-        (14, 5, "Yes: 5 new things.", "No: 5 new things."),
-        (30, 9, "No: 9 new things.", "No: 9 new things."),
-        (30, 10, "Yes: 10 new things.", "No: 10 new things."),
-    ],
-)
-def test_how_much_is_new_counts_by_the_days_asked_about(
-    write_tiny: Any, num_days: int, num_new: int, explore: str, repeat: str
-) -> None:
-    dataset = open_dataset(write_tiny())
-    pool = load_topics(dataset.path, "tiny", dataset.schema, ())
-    later = [event_of(0, "home", f"page {number}") for number in range(num_new)]
-    future = collect(later, AS_OF_S, 0, num_days)
-    answers = _ask(history_of(event_of(-1, "home")), future, pool)
-    told = {each.topic: each.answer for each in answers}
-    assert told[f"future_explore_overall_{num_days}d"] == explore
-    assert told[f"future_repeat_overall_{num_days}d"] == repeat
-
-
 def test_nothing_is_asked_of_a_future_the_data_do_not_have(write_tiny: Any) -> None:
     path = write_tiny()
     (path / "topics.toml").write_text(_LATE)
     assert not [topic for topic in _answers_of(path, (1, "home")) if "visit" in topic]
-
-
-def test_nothing_valued_is_neither_low_nor_high(write_tiny: Any) -> None:
-    path = write_tiny()
-    (path / "topics.toml").write_text(_ORDERS)
-    pool = load_topics(path, "tiny", open_dataset(path).schema, ())
-    later = collect([event_of(0, "buy")], AS_OF_S, 0, 14)
-    answers = {
-        each.topic: each.answer for each in _ask(history_of(event_of(-1, "home")), later, pool)
-    }
-    assert answers["future_low_order_14d"] == answers["future_high_order_14d"] == "None."
-
-
-def test_an_empty_future_says_so(write_tiny: Any) -> None:
-    dataset = open_dataset(write_tiny())
-    pool = load_topics(dataset.path, "tiny", dataset.schema, ())
-    nothing = collect([], AS_OF_S, 0, 14)
-    answers = _ask(history_of(event_of(-1, "home")), nothing, pool)
-    asked = {each.topic: each.answer for each in answers}
-    assert asked["future_frequency_visit_14d"] == "No, never in 14 days."
-    assert asked["future_next_visit_14d"] == "Not in 14 days."
-    assert asked["future_trend_visit_14d"] == "It stops: 0 after 1."
-    assert asked["future_stop_visit_14d"] == "Yes, never in 14 days."
-    assert asked["future_fall_visit_14d"] == "Yes: 0 after 1."
-    turned = ("trend", "stop", "fall", "churn")
-    others = [
-        answer
-        for topic, answer in asked.items()
-        if topic.split("_")[1] not in turned and "at_most" not in topic
-    ]
-    assert all("no" in answer.lower() for answer in others)
