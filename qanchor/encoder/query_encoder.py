@@ -9,10 +9,11 @@ five days") hardly counts.
 A token's state joins those of a middle and of the last layer. The last says best what a text is
 about, to which such encoders are trained; which way it is put the middle says better.
 
-Legend: N texts, T tokens per text, R rows per question, E width of a state (twice the encoder's), H
-heads, K head_dim, D decoder width.
+Legend: N texts, T tokens per text, J tokens of all texts, R rows per question, E width of a state
+(twice the encoder's), H heads, K head_dim, D decoder width.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -54,6 +56,10 @@ class QueryEncoderConfig(Config, frozen=True, kw_only=True):
     dropout: float = 0.3
     """Share of the encoder's numbers left out of a training step: there are many to tell the few
     thousand questions of a training apart by, and most say nothing of what is asked."""
+    cache: str = ""
+    """Directory for what the encoder has read of a run's questions, 30 to 70 KB of each, so that
+    other runs on the same triples need not read them. Empty: in the run directory until the run
+    ends; shards keep their own."""
 
     def __post_init__(self) -> None:
         for name in ("num_rows", "num_heads", "head_dim"):
@@ -88,13 +94,28 @@ class QueryEncoder:
         """Token ids of a question as it stands, closed by the tokenizer's own."""
         return tuple(self.tokenizer.encode(text).ids)
 
+    @property
+    def digest(self) -> str:
+        """Content id, 64 hex digits, of what the states of given tokens hang on: the weights."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
     @torch.inference_mode()
     def states(
-        self, token_ids: Sequence[Sequence[int]], dtype: type[np.floating[Any]] = np.float32
+        self, token_ids: Sequence[Sequence[int]], into_JE: npt.NDArray[Any] | None = None
     ) -> list[FloatArray]:
-        """States of each text's tokens, two layers side by side, [T, E] each."""
-        found: dict[int, FloatArray] = {}
-        by_length = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]))
+        """States of each text's tokens, two layers side by side, [T, E] each.
+
+        They stand one text's below another's, in `into_JE` where it is given, else in float32.
+        """
+        lens = [len(of_text) for of_text in token_ids]
+        if into_JE is None:
+            into_JE = np.empty((sum(lens), self.state_dim), np.float32)
+        found = texts_apart(into_JE, lens)
+        by_length = sorted(range(len(lens)), key=lens.__getitem__)
         pieces = range(0, len(by_length), TEXTS_PER_PIECE)
         # One text is a caller who waits, many are a training run that starts.
         for start in tqdm(pieces, desc="reading questions", disable=len(pieces) < 2):
@@ -102,20 +123,25 @@ class QueryEncoder:
             ids_NT = nn.utils.rnn.pad_sequence(
                 [torch.tensor(token_ids[row]) for row in rows], batch_first=True
             )
-            len_N = torch.tensor([len(token_ids[row]) for row in rows])
+            len_N = torch.tensor([lens[row] for row in rows])
             mask_NT = (torch.arange(ids_NT.shape[1]) < len_N[:, None]).long()
             states = self.model(
                 input_ids=ids_NT, attention_mask=mask_NT, output_hidden_states=True
             ).hidden_states
             states_NTE = torch.cat([states[layer] for layer in read_layers(self.model)], dim=-1)
-            for row, states_TE in zip(rows, states_NTE.numpy().astype(dtype), strict=True):
-                found[row] = states_TE[: len(token_ids[row])].copy()
-        return [found[row] for row in range(len(token_ids))]
+            for row, states_TE in zip(rows, states_NTE.numpy(), strict=True):
+                found[row][:] = states_TE[: lens[row]]
+        return found
 
     def save(self, directory: Path) -> None:
         """Write a Hugging Face directory that `load_query_encoder` reads."""
         self.model.save_pretrained(directory)
         self.tokenizer.save(str(directory / _TOKENIZER_FILE))
+
+
+def texts_apart(states_JE: npt.NDArray[Any], lens: Sequence[int]) -> list[FloatArray]:
+    """The states of each text, of those of texts of these lengths one below another."""
+    return np.split(states_JE, np.cumsum(lens)[:-1]) if lens else []
 
 
 def read_layers(model: PreTrainedModel) -> tuple[int, int]:

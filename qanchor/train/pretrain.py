@@ -7,6 +7,7 @@ checkpoint with the same losses to the bit (CPU, the same number of processes).
 
 import logging
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from qanchor.train.recipes import Recipe, TrainConfig
 from qanchor.train.run_directory import (
     LATEST,
     METRICS_FILE,
+    QUERY_STATES_DIR,
     RECIPE_FILE,
     TENSORBOARD_DIR,
     UNTRAINED,
@@ -186,6 +188,8 @@ class Trainer:
             scalars.close()
         # Nobody leaves, and returns a path, before it is written.
         self.processes.wait()
+        if is_first:
+            shutil.rmtree(self.run_dir / QUERY_STATES_DIR, ignore_errors=True)
         return self.run_dir / LATEST
 
     def restore(self, state: dict[str, Any]) -> None:

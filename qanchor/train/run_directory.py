@@ -8,6 +8,7 @@ step-NNNNNN/          the newest checkpoint, with trainer.pt: optimizer and rand
 checkpoint            points at it
 metrics.jsonl         one line per step
 shards/               the prepared corpus, with train.shard_users (qanchor.train.shards)
+query_states/         what a query encoder has read, until the run ends (qanchor.train.query_states)
 tensorboard/          the same numbers for TensorBoard, with train.tensorboard
 """
 
@@ -26,6 +27,7 @@ from qanchor.config import Config
 from qanchor.data.dataset import TRAINING_FILES, Dataset
 from qanchor.data.useru import TripleOptions, write_triples
 from qanchor.errors import ConfigError
+from qanchor.train.recipes import Recipe
 
 UNTRAINED = "untrained"
 LATEST = "checkpoint"
@@ -34,6 +36,7 @@ RECIPE_FILE = "recipe.json"
 INPUTS_FILE = "inputs.json"
 TRIPLES_FILE = "triples.parquet"
 SHARDS_DIR = "shards"
+QUERY_STATES_DIR = "query_states"
 TENSORBOARD_DIR = "tensorboard"
 
 
@@ -113,6 +116,11 @@ def check_inputs(run_dir: Path, dataset: Dataset, triples: Path) -> None:
     if dataset.contents_sha256(TRAINING_FILES) != inputs.dataset_sha256:
         rule = f"its {', '.join(TRAINING_FILES)} are not those the run was begun with"
         raise ConfigError("dataset", str(dataset.path), rule, remedy)
+
+
+def query_states_dir(recipe: Recipe, run_dir: Path) -> Path:
+    """Where what a query encoder reads is kept: in the run's directory, or for other runs too."""
+    return Path(recipe.query_encoder.cache or run_dir / QUERY_STATES_DIR)
 
 
 def append_metrics(run_dir: Path, step: int, metrics: dict[str, float]) -> None:

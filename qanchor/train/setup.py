@@ -54,7 +54,9 @@ class Material:
     heldout: UserTriples
 
 
-def prepare(recipe: Recipe, dataset: Dataset, triples_path: Path) -> tuple[Checkpoint, Material]:
+def prepare(
+    recipe: Recipe, dataset: Dataset, triples_path: Path, kept_in: Path | None = None
+) -> tuple[Checkpoint, Material]:
     """Tokenizers, an untrained model and the material of the data set's train users.
 
     Labels are not read. Raises DataError when the triples name a user outside the train split.
@@ -64,7 +66,7 @@ def prepare(recipe: Recipe, dataset: Dataset, triples_path: Path) -> tuple[Check
     rendered = render_views(dataset, texts, space)
     triple_texts = (texts.queries, texts.answers)
     checkpoint = fresh_checkpoint(recipe, dataset, rendered.texts, triple_texts, space)
-    data = material(checkpoint, rendered, texts)
+    data = material(checkpoint, rendered, texts, kept_in)
     fit_to_users(checkpoint, data.corpus)
     return checkpoint, data
 
@@ -193,15 +195,21 @@ def tokenized(checkpoint: Checkpoint, rendered: RenderedCorpus) -> PrefixCorpus:
     return tokenize_corpus(rendered, checkpoint.event_tokenizer, meta.event_pad, meta.tokens)
 
 
-def material(checkpoint: Checkpoint, rendered: RenderedCorpus, texts: TripleTexts) -> Material:
+def material(
+    checkpoint: Checkpoint,
+    rendered: RenderedCorpus,
+    texts: TripleTexts,
+    kept_in: Path | None = None,
+) -> Material:
     """Tokenise prefixes and triples; the held-out users are drawn by the recipe's seed.
 
-    A held-out user is held out with all views.
+    A held-out user is held out with all views. What a query encoder reads is kept in `kept_in`, if
+    given, else in memory.
     """
     corpus = tokenized(checkpoint, rendered)
     if not checkpoint.meta.recipe.event_encoder.is_trained:
         corpus = with_event_vectors(corpus, checkpoint.model.event_encoder)
-    triples = load_triples(texts, checkpoint, rendered.user_ids, "triples")
+    triples = load_triples(texts, checkpoint, rendered.user_ids, "triples", kept_in)
     train = checkpoint.meta.recipe.train
     person_of = {view.name: view.user_id for view in texts.views}
     owners = [person_of[rendered.user_ids[row]] for row in triples.users]

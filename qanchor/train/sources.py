@@ -8,7 +8,7 @@ from qanchor.checkpoint import Checkpoint
 from qanchor.data.dataset import Dataset
 from qanchor.errors import DataError
 from qanchor.train.recipes import Recipe
-from qanchor.train.run_directory import SHARDS_DIR
+from qanchor.train.run_directory import SHARDS_DIR, query_states_dir
 from qanchor.train.setup import Material, batch_source, material, prepare, render_views
 from qanchor.train.shard_writer import prepare_shards, shards_again
 from qanchor.train.shards import HELDOUT, ShardedSource, read_index, read_shard
@@ -28,7 +28,8 @@ def fresh_sources(
         rule = "holds no triples: there is nothing to learn from"
         raise DataError("triples", str(triples_path), rule, "make some of users of split train")
     if not recipe.train.shard_users:
-        checkpoint, data = prepare(recipe, dataset, triples_path)
+        kept_in = query_states_dir(recipe, run_dir)
+        checkpoint, data = prepare(recipe, dataset, triples_path, kept_in)
         return checkpoint, in_memory(checkpoint, data)
     checkpoint = prepare_shards(recipe, dataset, triples_path, run_dir / SHARDS_DIR)
     return checkpoint, in_shards(checkpoint, run_dir)
@@ -43,7 +44,8 @@ def sources_again(
         return in_shards(checkpoint, run_dir)
     texts = read_triple_texts(triples_path)
     rendered = render_views(dataset, texts, checkpoint.meta.statistics)
-    return in_memory(checkpoint, material(checkpoint, rendered, texts))
+    kept_in = query_states_dir(recipe, run_dir)
+    return in_memory(checkpoint, material(checkpoint, rendered, texts, kept_in))
 
 
 def mend_shards(

@@ -21,6 +21,7 @@ from qanchor.data.useru import SHIFT_COLUMN, read_columns
 from qanchor.data.views import View
 from qanchor.errors import DataError
 from qanchor.train.batches import Segment
+from qanchor.train.query_states import kept_states
 from qanchor.train.yes_no import YesNo
 
 log = logging.getLogger(__name__)
@@ -83,23 +84,30 @@ def read_triple_texts(path: Path) -> TripleTexts:
 class TripleQueries:
     """Queries of triples as training reads them, cut to the recipe's limit.
 
-    Remembers which it cut, and what a query encoder read, within bounds: shards ask much alike.
+    Remembers which it cut, and, within bounds, what a query encoder read where no directory keeps
+    it: shards ask much alike.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, kept_in: Path | None = None) -> None:
         self._checkpoint = checkpoint
+        self._kept_in = kept_in
         self._max_query_len = checkpoint.meta.recipe.train.max_query_len
         self._cut: set[str] = set()
         self._known: dict[str, FloatArray] = {}
 
     def segments(self, queries: Sequence[str]) -> list[Segment]:
-        """A segment without answer for each query."""
-        if self._checkpoint.query_encoder is None:
+        """A segment without answer for each of different queries."""
+        encoder = self._checkpoint.query_encoder
+        if encoder is None:
             return [Segment(self._token_ids(query)) for query in queries]
         num_rows = self._checkpoint.meta.recipe.query_encoder.num_rows
+        if self._kept_in is None:
+            states = self.states(queries)
+        else:
+            token_ids = [self._token_ids(query) for query in queries]
+            states = kept_states(encoder, token_ids, self._kept_in)
         return [
-            Segment((), query_states_TE=states_TE, num_query_rows=num_rows)
-            for states_TE in self.states(queries)
+            Segment((), query_states_TE=states_TE, num_query_rows=num_rows) for states_TE in states
         ]
 
     def states(self, queries: Sequence[str]) -> list[FloatArray]:
@@ -108,9 +116,11 @@ class TripleQueries:
         assert encoder is not None, "This is a bug: the decoder reads the questions."
         new = [query for query in dict.fromkeys(queries) if query not in self._known]
         token_ids = [self._token_ids(query) for query in new]
-        read = dict(zip(new, encoder.states(token_ids, np.float16), strict=True))
+        shape = (sum(map(len, token_ids)), encoder.state_dim)
+        read = dict(zip(new, encoder.states(token_ids, np.empty(shape, np.float16)), strict=True))
         room = MAX_KNOWN_QUERIES - len(self._known)
-        self._known.update((query, read[query]) for query in new[: max(room, 0)])
+        # Copies, or the few would hold all that were read with them.
+        self._known.update((query, read[query].copy()) for query in new[: max(room, 0)])
         known = self._known | read
         return [known[query] for query in queries]
 
@@ -132,15 +142,21 @@ class TripleQueries:
 
 
 def load_triples(
-    triples: TripleTexts, checkpoint: Checkpoint, view_names: Sequence[str], where: str
+    triples: TripleTexts,
+    checkpoint: Checkpoint,
+    view_names: Sequence[str],
+    where: str,
+    kept_in: Path | None = None,
 ) -> UserTriples:
     """Tokenise the triples of `view_names` (rows of the corpus); `where` names them in errors.
+
+    What a query encoder reads of them is kept in `kept_in`, if given, else in memory.
 
     Raises DataError for a triple of another user: only train users may be learnt from.
     """
     row_of = {name: row for row, name in enumerate(view_names)}
     by_user: dict[int, list[tuple[Segment, int]]] = {}
-    queries = TripleQueries(checkpoint)
+    queries = TripleQueries(checkpoint, kept_in)
     distinct = list(dict.fromkeys(triples.queries))
     asked = dict(zip(distinct, queries.segments(distinct), strict=True))
     queries.warn_of_cut()
