@@ -386,6 +386,7 @@ _ANSWERS: dict[str, Callable[[FutureUser, TopicPool, Asked], str]] = {
     "value_below": _value_below,
     "fail": _fail,
     "churn": _churn,
+    "fade": _churn,
     "explore": _explore,
     "repeat": _repeat,
 }

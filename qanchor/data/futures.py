@@ -15,19 +15,26 @@ from random import Random
 from qanchor.data.activity import Activity
 from qanchor.data.future_answers import Asked, FutureUser, Subject, answer
 from qanchor.data.grounded import Answered, capitalised
+from qanchor.data.number_words import digits, spelled
 from qanchor.data.topics import TopicPool, ValueMeaning, is_asked_of_future
 
-_HORIZONS_DAYS = (14, 30, 60)
+_HORIZONS_DAYS = (7, 10, 14, 21, 30, 45, 60)
 _PERIODS = {
+    7: ("week",),
     14: ("two weeks", "fortnight"),
-    30: ("month", "four weeks", "thirty days"),
-    60: ("two months", "eight weeks", "sixty days"),
+    21: ("three weeks",),
+    30: ("month", "four weeks"),
+    45: ("month and a half",),
+    60: ("two months", "eight weeks"),
 }
 """Horizons in other words, to stand after "the next" or "the coming"."""
-_WORDINGS = 96
-"""Of a question: each is one more to read for a query encoder, and to be kept in memory."""
-_TYPE_WORDINGS = 32
+_WORDINGS = (40, 10)
+"""Of a question, and of one with a number in it, for each number: each is one more to read for a
+query encoder, and to be kept in memory."""
+_TYPE_WORDINGS = (14, 4)
 """The same for questions about event types, which are many."""
+_OUTCOME_WORDINGS = (160, 24)
+"""The same for outcomes, which are few and have to be told apart by how they are put."""
 _MOST_TEMPLATES = 1 << 12
 """What a wording's code says beyond this chooses other words than the template."""
 
@@ -39,16 +46,21 @@ _TYPE_SHARE = 0.2
 _OUTCOME_SHARE = 0.25
 """Of the questions; few kinds, which would hardly come up among those of habits."""
 _HABITS = (
-    "frequency", "often", "heavy", "at_least", "at_most", "trend", "stop", "fall", "grow", "next",
+    "frequency", "often", "heavy", "at_least", "at_most", "trend", "stop", "fade", "fall", "grow",
+    "next",
 )  # fmt: skip
 _OVERALL_OUTCOMES = ("explore", "repeat", "busy", "churn")
 _VALUE_KINDS = ("value", "low", "high", "value_at_least", "value_below")
-_COUNTS = (1, 2, 3, 5, 8, 12, 20)
+_SLOW_KINDS = ("churn", "fail", *_VALUE_KINDS)
+"""Asked over the longer spans alone: in a week hardly anybody has a value, or is gone for good."""
+_COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20)
 """Active days that `at_least` and `at_most` ask for."""
-_LEVELS = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
+_LEVELS = (-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 """Values asked for: low is 0, high is 1."""
 _LEAST_SPREAD = 0.02
 """What hardly varies is asked now and then; half is the most that yes or no can vary."""
+_DIGITS_ONLY = re.compile(r"[<>=≤≥+/%|]|\w\{|\}\w")
+"""Marks templates whose numbers stay digits: "{days}d", "≥ {count}"."""
 _HEAD = re.compile("[,:.]")
 """Ends what answers are told apart by: "yes", "no", "it rises"."""
 _OPEN = 0.4
@@ -128,7 +140,7 @@ class FutureQuestions:
         types = _habits([*self._types, *_pairs(self._types)], horizons)
         return (
             (_WIDE_SHARE, self._group(wide, _WORDINGS)),
-            (_OUTCOME_SHARE, self._group(self._outcomes(horizons), _WORDINGS)),
+            (_OUTCOME_SHARE, self._group(self._outcomes(horizons), _OUTCOME_WORDINGS)),
             (_TYPE_SHARE, self._group(types, _TYPE_WORDINGS)),
             (0.0, self._group(habits, _WORDINGS)),
         )
@@ -143,10 +155,11 @@ class FutureQuestions:
             (kind, subject, days)
             for subject, kinds in kinds_of
             for kind in kinds
-            for days in (horizons[-2:] if kind == "churn" else horizons)
+            for days in horizons
+            if kind not in _SLOW_KINDS or 2 * days >= horizons[-1]
         ]
 
-    def _group(self, questions: Sequence[_Question], num_wordings: int) -> "_Group":
+    def _group(self, questions: Sequence[_Question], num_wordings: tuple[int, int]) -> "_Group":
         weighed = [
             {numbers: self._spread(question, numbers) for numbers in _numbers(question, self.pool)}
             for question in questions
@@ -200,8 +213,9 @@ class _Group:
         self,
         questions: Sequence[_Question],
         weighed: Sequence[Mapping[_Numbers, float]],
-        num_wordings: int,
+        num_wordings: tuple[int, int],
     ) -> None:
+        """`num_wordings`: of questions without, and with a number in them, for each number."""
         self._questions = questions
         self._weighed = weighed
         self._cumulated = list(accumulate(max(weights.values()) for weights in weighed))
@@ -218,7 +232,7 @@ class _Group:
         for place in chosen:
             weights = self._weighed[place]
             (numbers,) = rng.choices(list(weights), list(weights.values()))
-            wording = rng.randrange(self._num_wordings)
+            wording = rng.randrange(self._num_wordings[len(weights) > 1])
             found.append(_Drawn(self._questions[place], numbers, wording))
         return found
 
@@ -242,13 +256,16 @@ def _answered(drawn: _Drawn, user: FutureUser, pool: TopicPool) -> Answered:
     kind, subject, days = drawn.question
     count, level = drawn.numbers
     meaning = pool.words.values.get(subject.modality)
-    query = _template(drawn, pool).format(
-        **_names(drawn, pool),
-        days=days,
-        count=count,
-        limit=count + 1,
+    template = _template(drawn, pool)
+    words, is_spelled = _names(drawn, pool)
+    number = spelled if is_spelled and not _DIGITS_ONLY.search(template) else digits
+    query = template.format(
+        **words,
+        days=number(days),
+        count=number(count),
+        limit=number(count + 1),
         unit=meaning.unit if meaning else "",
-        level=f"{level:.10g}",
+        level=number(level),
     )
     asked = Asked(subject=subject, count=count, level=level)
     told = answer(kind, user.within(days), pool, asked)
@@ -269,19 +286,19 @@ def _template(drawn: _Drawn, pool: TopicPool) -> str:
     return templates[drawn.code % len(templates)]
 
 
-def _names(drawn: _Drawn, pool: TopicPool) -> dict[str, str]:
-    """What user, subject and span are called in a wording."""
+def _names(drawn: _Drawn, pool: TopicPool) -> tuple[dict[str, str], bool]:
+    """What user, subject and span are called in a wording, and whether it spells numbers out."""
     _, subject, days = drawn.question
     code = drawn.code // _MOST_TEMPLATES
     names = []
     for choices in (
         (*pool.subjects, *[pool.words.subject] * len(pool.subjects)),
         (subject.about, *pool.words.synonyms.get(subject.about, ())),
-        _PERIODS.get(days, (f"{days} days",)),
+        (*_PERIODS.get(days, ()), f"{spelled(days)} days"),
     ):
         code, place = divmod(code, len(choices))
         names.append(choices[place])
-    return dict(zip(("subject", "about", "period"), names, strict=True))
+    return dict(zip(("subject", "about", "period"), names, strict=True)), bool(code % 2)
 
 
 def _numbers(question: _Question, pool: TopicPool) -> list[_Numbers]:
@@ -315,12 +332,11 @@ def _pairs(types: Sequence[Subject]) -> list[Subject]:
 
 
 def _habits(subjects: Sequence[Subject], horizons: Sequence[int]) -> list[_Question]:
-    spans = {"frequency": horizons, "next": horizons[-1:]}
     return [
         (kind, subject, days)
         for subject in subjects
         for kind in _HABITS
-        for days in spans.get(kind, horizons[:2])
+        for days in (horizons[-1:] if kind == "next" else horizons)
     ]
 
 

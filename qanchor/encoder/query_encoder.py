@@ -49,13 +49,13 @@ class QueryEncoderConfig(Config, frozen=True, kw_only=True):
     Empty: the decoder reads the question's text itself, in the schema's template."""
     num_rows: int = 2
     """Suffix positions a question takes, whatever its length."""
-    num_heads: int = 8
+    num_heads: int = 16
     """Ways to look at the tokens of a question, each a weighted mean of its states."""
     head_dim: int = 64
     """Numbers kept of each."""
-    dropout: float = 0.3
-    """Share of the encoder's numbers left out of a training step: there are many to tell the few
-    thousand questions of a training apart by, and most say nothing of what is asked."""
+    dropout: float = 0.15
+    """Share of the encoder's numbers left out of a training step: there are many to tell the
+    questions of a training apart by, and most say nothing of what is asked."""
     cache: str = ""
     """Directory for what the encoder has read of a run's questions, 30 to 70 KB of each, so that
     other runs on the same triples need not read them. Empty: in the run directory until the run

@@ -18,7 +18,11 @@ def test_a_future_answer_tells_days_categories_and_change(write_tiny: Any) -> No
     later = [event_of(day, "home") for day in (0, 1, 9)] + [event_of(2, "buy", "tea, 5 euro", 5.0)]
     future = collect(later, AS_OF_S, 0, 14)
     answered = ask_everything(history, future, pool)
-    answers = {each.topic: each.answer for each in answered if "_at_" not in each.topic}
+    answers = {
+        each.topic: each.answer
+        for each in answered
+        if "_at_" not in each.topic and each.topic.endswith("_14d")
+    }
     assert answers == {
         "future_outlook_overall_14d": "Often active, on 4 of 14 days: week 1 home and buy; "
         "week 2 home. No shop.",
@@ -42,6 +46,9 @@ def test_a_future_answer_tells_days_categories_and_change(write_tiny: Any) -> No
         "future_stop_overall_14d": "No, often: 4 of 14 days.",
         "future_stop_visit_14d": "No, often: 3 of 14 days.",
         "future_stop_order_14d": "No, rarely: 1 of 14 days.",
+        "future_fade_overall_14d": "No: last on day 10 of 14.",
+        "future_fade_visit_14d": "No: last on day 10 of 14.",
+        "future_fade_order_14d": "Yes: last on day 3 of 14.",
         "future_fall_overall_14d": "Yes: 4 after 14.",
         "future_fall_visit_14d": "Yes: 3 after 14.",
         "future_fall_order_14d": "No: 1 after 0.",
@@ -185,7 +192,7 @@ def test_an_empty_future_says_so(write_tiny: Any) -> None:
     assert asked["future_trend_visit_14d"] == "It stops: 0 after 1."
     assert asked["future_stop_visit_14d"] == "Yes, never in 14 days."
     assert asked["future_fall_visit_14d"] == "Yes: 0 after 1."
-    turned = ("trend", "stop", "fall", "churn")
+    turned = ("trend", "stop", "fade", "fall", "churn")
     others = [
         answer
         for topic, answer in asked.items()
