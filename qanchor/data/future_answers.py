@@ -4,10 +4,10 @@ Q-Anchor section 2.1: later events are aggregated into temporal bins x action ca
 that is frequent and diverse is taken and verbalised.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 from qanchor.data.activity import (
     Activity,
@@ -27,9 +27,6 @@ _PER_ANSWER = 4
 _MODALITY_DISCOUNT = 0.5
 _SOON_DAYS = (1, 3, 7, 14, 30)
 _OFTEN_SHARE = 0.2
-"""Of the days: active on so many or more is often."""
-_HEAVY_SHARE = 0.4
-"""Likewise for very often, as few users are."""
 _NEW_PER_DAY = (0.1, 1 / 3)
 """New things: fewer are little, from the second number on they are much."""
 
@@ -78,6 +75,15 @@ class Asked:
     """Active days."""
     level: float
     """A value."""
+
+
+def often_days(num_days: int) -> int:
+    """Active on so many of the days or more is often.
+
+    >>> often_days(30), often_days(7)
+    (6, 2)
+    """
+    return math.ceil(_OFTEN_SHARE * num_days)
 
 
 def select_categories(days_by_category: dict[Category, int], limit: int) -> list[Category]:
@@ -138,9 +144,9 @@ def _frequency(user: FutureUser, pool: TopicPool, asked: Asked) -> str:
     return f"yes, {frequency_word(days, span)}: {days} of {span} days."
 
 
-def _at_share(user: FutureUser, pool: TopicPool, asked: Asked, *, share: float) -> str:
-    """Whether it happens on that share of the days or more."""
-    return _days_told(user, pool, asked, lambda days: days >= share * user.future.num_days)
+def _often(user: FutureUser, pool: TopicPool, asked: Asked) -> str:
+    """Whether it happens on a good share of the days."""
+    return _days_told(user, pool, asked, lambda days: days >= often_days(user.future.num_days))
 
 
 def _at_least(user: FutureUser, pool: TopicPool, asked: Asked) -> str:
@@ -369,9 +375,9 @@ _ANSWERS: dict[str, Callable[[FutureUser, TopicPool, Asked], str]] = {
     "novelty": _novelty,
     "detail": _detail,
     "frequency": _frequency,
-    "often": partial(_at_share, share=_OFTEN_SHARE),
-    "heavy": partial(_at_share, share=_HEAVY_SHARE),
-    "busy": partial(_at_share, share=_HEAVY_SHARE),
+    "often": _often,
+    "heavy": _at_least,
+    "busy": _at_least,
     "at_least": _at_least,
     "at_most": _at_most,
     "stop": _stop,

@@ -4,6 +4,7 @@ Q-Anchor section 2.1 asks a fixed set of template queries; here a choice among k
 what they are about, how many days ahead, and in which words. The answers: `future_answers`.
 """
 
+import math
 import re
 import zlib
 from collections import Counter
@@ -13,7 +14,7 @@ from itertools import accumulate, pairwise
 from random import Random
 
 from qanchor.data.activity import Activity
-from qanchor.data.future_answers import Asked, FutureUser, Subject, answer
+from qanchor.data.future_answers import Asked, FutureUser, Subject, answer, often_days
 from qanchor.data.grounded import Answered, capitalised
 from qanchor.data.number_words import digits, spelled
 from qanchor.data.topics import TopicPool, ValueMeaning, is_asked_of_future
@@ -50,6 +51,10 @@ _HABITS = (
     "next",
 )  # fmt: skip
 _OVERALL_OUTCOMES = ("explore", "repeat", "busy", "churn")
+_TOP_KINDS = ("heavy", "busy")
+"""Whether a user is among the most active."""
+_HEAVY_SHARE = 0.4
+"""Of the days: active on so many or more is very often, where no others are known."""
 _VALUE_KINDS = ("value", "low", "high", "value_at_least", "value_below")
 _SLOW_KINDS = ("churn", "fail", *_VALUE_KINDS)
 """Asked over the longer spans alone: in a week hardly anybody has a value, or is gone for good."""
@@ -161,10 +166,28 @@ class FutureQuestions:
 
     def _group(self, questions: Sequence[_Question], num_wordings: tuple[int, int]) -> "_Group":
         weighed = [
-            {numbers: self._spread(question, numbers) for numbers in _numbers(question, self.pool)}
+            {numbers: self._spread(question, numbers) for numbers in self._numbers(question)}
             for question in questions
         ]
         return _Group(questions, weighed, num_wordings)
+
+    def _numbers(self, question: _Question) -> list[_Numbers]:
+        """The numbers that may stand in a question, or that its answers go by."""
+        kind, subject, days = question
+        if kind in _TOP_KINDS:
+            return [(self._top_quarter(subject, days), 0.0)]
+        if kind in ("at_least", "at_most"):
+            return [(count, 0.0) for count in _COUNTS if count < days] or [(1, 0.0)]
+        if kind in ("value_at_least", "value_below"):
+            return [(1, level) for level in _levels(self.pool.words.values[subject.modality])]
+        return [(1, 0.0)]
+
+    def _top_quarter(self, subject: Subject, days: int) -> int:
+        """Active days that three quarters of the sample do not reach, and no fewer than often."""
+        active = sorted(len(subject.days(user.future, self.pool)) for user in self._within(days))
+        if not active:
+            return math.ceil(_HEAVY_SHARE * days)
+        return max(often_days(days), active[3 * len(active) // 4])
 
     def _spread(self, question: _Question, numbers: _Numbers) -> float:
         """How likely a user has an answer, and another that has one has another."""
@@ -264,6 +287,7 @@ def _answered(drawn: _Drawn, user: FutureUser, pool: TopicPool) -> Answered:
         days=number(days),
         count=number(count),
         limit=number(count + 1),
+        less=number(count - 1),
         unit=meaning.unit if meaning else "",
         level=number(level),
     )
@@ -299,16 +323,6 @@ def _names(drawn: _Drawn, pool: TopicPool) -> tuple[dict[str, str], bool]:
         code, place = divmod(code, len(choices))
         names.append(choices[place])
     return dict(zip(("subject", "about", "period"), names, strict=True)), bool(code % 2)
-
-
-def _numbers(question: _Question, pool: TopicPool) -> list[_Numbers]:
-    """The numbers that may stand in a question."""
-    kind, subject, days = question
-    if kind in ("at_least", "at_most"):
-        return [(count, 0.0) for count in _COUNTS if count < days] or [(1, 0.0)]
-    if kind in ("value_at_least", "value_below"):
-        return [(1, level) for level in _levels(pool.words.values[subject.modality])]
-    return [(1, 0.0)]
 
 
 def _levels(meaning: ValueMeaning) -> list[float]:

@@ -168,6 +168,40 @@ def test_what_users_differ_in_is_asked_more_often(write_tiny: Any) -> None:
     assert set(counts) > {3}
 
 
+def test_the_most_active_are_the_top_quarter_of_the_sample(write_tiny: Any) -> None:
+    dataset = open_dataset(write_tiny())
+    pool = load_topics(dataset.path, "tiny", dataset.schema, ())
+    # Eight users are on the site on 10 to 17 of 30 days; on one, on 0 to 7 of them, they shop.
+    sample = [
+        FutureUser(
+            history=history_of(),
+            future=collect(
+                [
+                    *(event_of(day, "home") for day in range(10 + place)),
+                    *(event_of(day, "shop") for day in range(place)),
+                ],
+                AS_OF_S,
+                0,
+                30,
+            ),
+        )
+        for place in range(8)
+    ]
+    questions = FutureQuestions(pool, {"visit": ("home", "shop")}, sample)
+    bounds = {
+        (one.question[0], one.question[1].name): one.numbers[0]
+        for seed in range(200)
+        for one in questions.drawn(30, 20, Random(seed))
+        if one.question[2] == 30
+    }
+    assert bounds["busy", "overall"] == bounds["heavy", "visit_home"] == 16
+    # Two users in eight shop on six days or more, which is often; fewer never are.
+    assert bounds["heavy", "visit_shop"] == 6
+    few = FutureQuestions(pool, {"visit": ("home", "shop")}, sample[:4])
+    assert few._top_quarter(few._overall, 30) == 13
+    assert few._top_quarter(few._types[1], 30) == 6
+
+
 def test_two_event_types_of_a_modality_are_asked_about_together(write_tiny: Any) -> None:
     dataset = open_dataset(write_tiny())
     pool = load_topics(dataset.path, "tiny", dataset.schema, ())
@@ -176,7 +210,7 @@ def test_two_event_types_of_a_modality_are_asked_about_together(write_tiny: Any)
     told = {
         each.topic: each for each in ask_everything(history_of(), later, pool, known_types=types)
     }
-    assert "home or shop" in told["future_stop_visit_pair_14d"].query
+    assert "home or shop" in told["future_stop_visit_pair_14d"].query.lower()
     assert told["future_often_visit_pair_14d"].answer == "No: 2 of 14 days."
     assert not [topic for topic in told if "order_pair" in topic]
 
