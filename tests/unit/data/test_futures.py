@@ -116,7 +116,7 @@ def test_what_is_asked_does_not_hang_on_what_comes(write_tiny: Any) -> None:
     assert "future_stop_order_14d" in without
 
 
-def test_questions_vary_in_words_but_not_in_what_theyask_everything(write_tiny: Any) -> None:
+def test_questions_vary_in_words_but_not_in_what_they_ask(write_tiny: Any) -> None:
     path = write_tiny()
     (path / "topics.toml").write_text('[synonyms]\nvisit = ["browsing", "page view"]\n')
     dataset = open_dataset(path)
@@ -128,8 +128,9 @@ def test_questions_vary_in_words_but_not_in_what_theyask_everything(write_tiny: 
         for each in ask_everything(history_of(event_of(-1, "home")), later, pool, seed)
         if each.topic == "future_stop_visit_14d"
     }
-    for words in ("visit", "browsing", "page view", "14 days", "two weeks", "fortnight", "member"):
+    for words in ("visit", "browsing", "page view", "14 days", "two weeks", "fortnight"):
         assert any(words in query for query in asked), words
+    assert sum(any(name in query for query in asked) for name in pool.subjects) > 1
     # As many as a query encoder is to read, and no more.
     assert 30 < len(asked) <= 40
     assert set(asked.values()) == {"No, rarely: 1 of 14 days."}
