@@ -183,7 +183,11 @@ class FutureQuestions:
         return [(1, 0.0)]
 
     def _top_quarter(self, subject: Subject, days: int) -> int:
-        """Active days that three quarters of the sample do not reach, and no fewer than often."""
+        """Active days that three quarters of the sample do not reach.
+
+        No fewer than often: one day of what hardly anybody does is not very often, though it may
+        be more than most others have.
+        """
         active = sorted(len(subject.days(user.future, self.pool)) for user in self._within(days))
         if not active:
             return math.ceil(_HEAVY_SHARE * days)

@@ -172,7 +172,7 @@ def test_what_users_differ_in_is_asked_more_often(write_tiny: Any) -> None:
 def test_the_most_active_are_the_top_quarter_of_the_sample(write_tiny: Any) -> None:
     dataset = open_dataset(write_tiny())
     pool = load_topics(dataset.path, "tiny", dataset.schema, ())
-    # Eight users are on the site on 10 to 17 of 30 days; on one, on 0 to 7 of them, they shop.
+    # Eight users are on the site on 10 to 17 of 30 days, and shop on 0 to 7 of them.
     sample = [
         FutureUser(
             history=history_of(),
@@ -196,11 +196,13 @@ def test_the_most_active_are_the_top_quarter_of_the_sample(write_tiny: Any) -> N
         if one.question[2] == 30
     }
     assert bounds["busy", "overall"] == bounds["heavy", "visit_home"] == 16
-    # Two users in eight shop on six days or more, which is often; fewer never are.
     assert bounds["heavy", "visit_shop"] == 6
+    # The most that one of the first four shops is three days, and six of thirty are often.
     few = FutureQuestions(pool, {"visit": ("home", "shop")}, sample[:4])
     assert few._top_quarter(few._overall, 30) == 13
     assert few._top_quarter(few._types[1], 30) == 6
+    nobody = FutureQuestions(pool, {"visit": ("home", "shop")}, ())
+    assert nobody._top_quarter(nobody._overall, 30) == 12
 
 
 def test_two_event_types_of_a_modality_are_asked_about_together(write_tiny: Any) -> None:
